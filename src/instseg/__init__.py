@@ -1,0 +1,36 @@
+"""instseg: one-stage and box-free instance segmentation on today's PyTorch.
+
+>>> import instseg
+>>> model = instseg.load("best.safetensors")  # doctest: +SKIP
+>>> result = model.predict("street.jpg")  # doctest: +SKIP
+>>> result.save("street.png")  # doctest: +SKIP
+"""
+
+from instseg._version import __version__
+
+_LAZY = {
+    "list_models": "instseg.models",
+    "create_model": "instseg.api",
+    "train": "instseg.api",
+    "evaluate": "instseg.api",
+    "load": "instseg.infer.model",
+    "Instances": "instseg.core.instances",
+    "Masks": "instseg.core.masks",
+    "Prediction": "instseg.infer.prediction",
+    "Categories": "instseg.core.meta",
+    "InstsegError": "instseg.core.errors",
+}
+
+__all__ = ["__version__", *_LAZY]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'instseg' has no attribute '{name}'")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,114 @@
+"""The program `instseg`: its verbs, its exit status, and one line for everything that goes wrong."""
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, TextIO
+
+import typer
+
+from instseg.cli import benchmark, data, demo, models, predict, train, val
+from instseg.cli.options import Debug
+from instseg.core.errors import InstsegError
+
+app = typer.Typer(
+    name="instseg",
+    help="Instance segmentation without boxes: train, evaluate and run SOLOv2 and its relatives.",
+    epilog="Start with `instseg demo`; every verb has its own --help with examples.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("demo")(demo.demo)
+app.command("models")(models.models)
+app.command("train")(train.train)
+app.command("val")(val.val)
+app.command("predict")(predict.predict)
+app.command("benchmark")(benchmark.benchmark)
+app.add_typer(data.app, name="data")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from instseg.infer.environment import environment
+
+        for name, value in environment().items():
+            typer.echo(f"{name} {value}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Versions, devices and cores, then exit."),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Options that stand before the verb."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; returns the exit status: 0 done, 2 wrong usage, 1 anything else, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            status = app(words, prog_name="instseg", standalone_mode=False)
+        sys.stdout.flush()
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone: nothing left to flush
+        return 1
+    except Exception as error:
+        if hasattr(error, "format_message"):  # the parser's own errors, whose class differs between typer's versions
+            return _usage(error)
+        if debug:
+            traceback.print_exc()
+            return 1
+        return _fail(_describe(error), 1)
+    return status if isinstance(status, int) else 0
+
+
+def _usage(error: Exception) -> int:
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed in its place
+        return 2
+    program = context.command_path if context is not None else "instseg"
+    message = " ".join(error.format_message().split())  # type: ignore[attr-defined]  # asked for by the caller
+    return _fail(f"{message.rstrip('.')} (see {program} --help)", getattr(error, "exit_code", 2))
+
+
+def _describe(error: Exception) -> str:
+    """One line: what happened and what to do."""
+    message = " ".join(str(error).split())
+    if isinstance(error, InstsegError):
+        return message
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {error.filename}" if error.filename is not None else "")
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the device is out of memory: use a smaller --batch, a smaller input_short, or --device cpu"
+    return f"unexpected {type(error).__name__}: {message[:300]} (run again with --debug for the traceback)"
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"error: {message}" if status != 130 else message, file=sys.stderr)
+    return status
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=file or sys.stderr)

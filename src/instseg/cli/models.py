@@ -1,0 +1,36 @@
+"""`instseg models`"""
+
+from typing import Annotated
+
+import typer
+
+from instseg.cli.options import Debug
+
+
+def models(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="A model, or a pattern as in `*light*`.", show_default=False),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """List the models: method, backbone, parameters, FLOPs at the paper's input size, the paper's AP.
+
+    With the name of one model: everything about it, its configuration fields included.
+
+    **Examples**
+
+    ```
+    instseg models
+    instseg models '*light*'
+    instseg models solov2_r50
+    ```
+    """
+    from instseg.cli.tables import model_page, models_table
+    from instseg.infer.zoo import find_models, summarise
+
+    found = find_models(name or "*")
+    if name in found:
+        typer.echo(model_page(summarise(name)))
+    else:
+        typer.echo(models_table([summarise(each) for each in found]))

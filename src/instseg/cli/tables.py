@@ -1,0 +1,93 @@
+"""How the verbs print what the library returns."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from instseg.infer.zoo import ModelSummary
+
+LONGEST_CLASS_LIST = 20
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Aligned columns, the first `left` of them flush left, the others right; never cut, however narrow the screen."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in (head, ["-" * w for w in widths], *rows)
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _figure(value: float | None) -> str:
+    """An AP as text: -1 and None mean that there was nothing to measure."""
+    return "-" if value is None or value < 0 else f"{value:.3f}"
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> str:
+    """What `evaluate` returns: mask and box AP, then the classes, worst first when there are many."""
+    columns = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large"}
+    columns |= {"AR": "ar"}
+    kinds = {"masks": metrics["segm"], "boxes": metrics["bbox"]}
+    rows = [[name, *(_figure(kind.get(key)) for key in columns.values())] for name, kind in kinds.items()]
+    counted = (
+        f"{metrics['images']} images, {metrics['instances']} objects, at most {metrics['max_dets']} found an image"
+    )
+    parts = [table(["", *columns], rows), counted]
+    classes = metrics["per_class"]
+    if len(classes) > 1:
+        shown = sorted(classes, key=lambda c: c["ap"] or 0.0) if len(classes) > LONGEST_CLASS_LIST else classes
+        cells = [
+            [row["name"], str(row["instances"]), _figure(row["ap"]), _figure(row["ap50"]), _figure(row["box_ap"])]
+            for row in shown[:LONGEST_CLASS_LIST]
+        ]
+        parts.append("\n" + table(["class", "objects", "mask AP", "AP50", "box AP"], cells))
+        if len(classes) > LONGEST_CLASS_LIST:
+            parts.append(f"the {LONGEST_CLASS_LIST} worst of {len(classes)} classes; metrics.json has all")
+    return "\n".join(parts)
+
+
+def models_table(models: Sequence["ModelSummary"]) -> str:
+    """One line a model."""
+    rows = [
+        [
+            m.name,
+            m.method,
+            m.backbone,
+            f"{m.parameters / 1e6:.1f} M",
+            f"{m.flops / 1e9:.0f} G",
+            f"{m.input_size[0]} x {m.input_size[1]}",
+            "-" if m.paper_ap is None else f"{m.paper_ap:.1f}",
+        ]
+        for m in models
+    ]
+    head = ["name", "method", "backbone", "parameters", "FLOPs", "input", "AP"]
+    return (
+        table(head, rows, left=3)
+        + "\n\nFLOPs: the network for one image of that size, 2 a multiply-add. AP: mask AP on COCO val2017 that the"
+        + "\nauthors state. No weights come with these names: train them, or start from `nuclei`."
+    )
+
+
+def model_page(model: "ModelSummary") -> str:
+    """Everything about one model."""
+    facts = {
+        "method": model.method,
+        "backbone": model.backbone,
+        "parameters": f"{model.parameters:,}",
+        "FLOPs": f"{model.flops / 1e9:.1f} G for {model.input_size[0]} x {model.input_size[1]} (2 a multiply-add)",
+        "authors' AP": "not stated" if model.paper_ap is None else f"{model.paper_ap:.1f} (masks, COCO val2017)",
+    }
+    width = max(len(field) for field in (*facts, *model.config))
+    lines = [model.name, *(f"  {name:<{width}}  {value}" for name, value in facts.items())]
+    lines += ["", "configuration, each a key=value of train, val and predict"]
+    lines += [f"  {name:<{width}}  {_value(value)}" for name, value in model.config.items()]
+    return "\n".join(lines)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_value(v) for v in value) + "]"
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

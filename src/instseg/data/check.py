@@ -1,0 +1,321 @@
+"""Everything that training would refuse or stumble over in a data set, and what is in it."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from instseg.core.errors import DataError, InstsegError
+from instseg.data.dataset import InstanceDataset, data_path, open_dataset, read_record, splits
+from instseg.data.formats.coco import read_coco
+from instseg.data.formats.layout import locate
+from instseg.data.images import IMAGE_SUFFIXES
+from instseg.data.records import Problem, Record
+
+KINDS = {
+    "not_found": "the data set or its annotation file is not there",
+    "not_coco": "the file is not COCO instance annotations",
+    "empty": "no usable image",
+    "no_objects": "images, but no object to train on",
+    "bad_record": "an image or annotation without the fields that COCO demands",
+    "duplicate_image_id": "two images of one id",
+    "duplicate_annotation_id": "two annotations of one id",
+    "duplicate_category": "two categories of one id or name",
+    "duplicate_file": "two records of one image file",
+    "missing_image": "the image file is not there",
+    "broken_image": "the image file is not an image, or truncated",
+    "image_size": "the image has another size than its record",
+    "exif": "annotated on the pixels as stored, without the image's EXIF rotation",
+    "unknown_image": "an annotation of an image that is not in the file",
+    "unknown_category": "an annotation of a category that is not in the file",
+    "no_mask": "an annotation without a mask",
+    "polygon_points": "a polygon with fewer than three points, or of something else than numbers",
+    "polygon_nan": "a polygon with a coordinate that is NaN or infinite",
+    "polygon_outside": "a polygon that leaves the image",
+    "rle_size": "an RLE of another size than its image",
+    "rle_counts": "an RLE whose runs do not fill its image",
+    "zero_area": "a mask without a pixel",
+    "bbox": "a bbox that is not that of the mask",
+    "categories": "splits with different categories",
+    "split_overlap": "one image in several splits",
+    "unused_images": "image files that no record names",
+}
+"""Every kind of problem that a check reports."""
+
+Track: TypeAlias = Callable[[Iterable[Record], int], Iterable[Record]]
+
+# More lines of one kind than this are counted, not printed; the file report.json holds all of them.
+_MAX_LINES = {"error": 1000, "warning": 20}
+# COCO's borders between small, medium and large objects, pixels.
+_MEDIUM, _LARGE = 32**2, 96**2
+
+
+@dataclass
+class SplitStatistics:
+    """What one split holds.
+
+    Attributes:
+        split: train, val or test.
+        images: usable ones.
+        empty_images: of these, without an object.
+        objects: usable ones, without crowds.
+        crowds: crowd regions.
+        small, medium, large: objects of less than 32 x 32, less than 96 x 96, and more pixels.
+        per_class: objects of each category.
+        per_image: objects of each image.
+        sizes: square root of each object's area, pixels.
+        image_sizes: (H, W) of each image.
+    """
+
+    split: str
+    images: int = 0
+    empty_images: int = 0
+    objects: int = 0
+    crowds: int = 0
+    small: int = 0
+    medium: int = 0
+    large: int = 0
+    per_class: dict[str, int] = field(default_factory=dict)
+    per_image: list[int] = field(default_factory=list)
+    sizes: list[float] = field(default_factory=list)
+    image_sizes: list[tuple[int, int]] = field(default_factory=list)
+
+    def text(self) -> str:
+        """A few lines for people."""
+        if not self.images:
+            return f"{self.split}: nothing usable"
+        lines = [
+            f"{self.split}: {_count(self.images, 'image')} ({self.empty_images} without objects), "
+            f"{_count(self.objects, 'object')}, {_count(self.crowds, 'crowd region')}",
+            f"  image sides      {_spread([side for size in self.image_sizes for side in size])} pixels",
+            f"  objects an image {_spread(self.per_image)}",
+        ]
+        if self.objects:
+            sizes = f"{self.small} small, {self.medium} medium, {self.large} large"
+            lines.append(f"  object sizes     {_spread(self.sizes)} pixels (square root of area); {sizes}")
+        ranked = sorted(self.per_class.items(), key=lambda item: -item[1])
+        shown = ", ".join(f"{name} {count}" for name, count in ranked[:30])
+        more = f", and {len(ranked) - 30} more classes" if len(ranked) > 30 else ""
+        lines.append(f"  {_count(len(ranked), 'class', 'classes')}: {shown}{more}")
+        return "\n".join(lines)
+
+
+@dataclass
+class Report:
+    """What a check found.
+
+    Attributes:
+        data: the data set, as asked for.
+        problems: every defect, in the order of the files.
+        statistics: one entry a split.
+        written: the files written to the output folder.
+    """
+
+    data: str
+    problems: list[Problem] = field(default_factory=list)
+    statistics: list[SplitStatistics] = field(default_factory=list)
+    written: list[Path] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """True when training would take the data set as it is."""
+        return not any(problem.severity == "error" for problem in self.problems)
+
+    def text(self) -> str:
+        """Statistics, every problem in a line with its file and record, and a verdict."""
+        lines = [statistics.text() for statistics in self.statistics]
+        for severity in ("warning", "error"):
+            groups: dict[str, list[Problem]] = defaultdict(list)
+            for problem in self.problems:
+                if problem.severity == severity:
+                    groups[problem.kind].append(problem)
+            for kind, members in groups.items():
+                limit = _MAX_LINES[severity]
+                lines += [f"{severity} [{kind}] {problem.line}" for problem in members[:limit]]
+                if len(members) > limit:
+                    lines.append(
+                        f"{severity} [{kind}] ... and {len(members) - limit} more; --out DIR writes all of them"
+                    )
+        counts = Counter(problem.severity for problem in self.problems)
+        found = f"{_count(counts['error'], 'error')}, {_count(counts['warning'], 'warning')}"
+        lines.append(f"{self.data}: {found}; {self._verdict()}")
+        return "\n".join(lines)
+
+    def _verdict(self) -> str:
+        if self.ok:
+            return "training takes it"
+        left = any(statistics.objects for statistics in self.statistics)
+        return f"training refuses it{'; on_error=skip leaves what is defective out' if left else ''}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return {
+            "data": self.data,
+            "ok": self.ok,
+            "problems": [asdict(problem) for problem in self.problems],
+            "statistics": [asdict(statistics) for statistics in self.statistics],
+        }
+
+
+def check_dataset(data: str | Path, out: Path | None = None, *, track: Track | None = None) -> Report:
+    """Look at every file and record of every split of a data set.
+
+    Args:
+        data: as for :func:`~instseg.data.dataset.open_dataset`.
+        out: a folder for ``report.json``, plots of the statistics and pictures with their masks.
+        track: wraps the records while their images are read, with their number, for a progress bar.
+    """
+    report = Report(str(data))
+    sets: dict[str, InstanceDataset] = {}
+    for split in _splits_to_check(data, report):
+        dataset = _check_split(data, split, report, track)
+        report.statistics.append(_statistics(dataset, split))
+        if dataset is not None:
+            sets[split] = dataset
+    _compare(sets, report)
+    if len(sets) == len(report.statistics):
+        _unused(data, sets, report)
+    if out is not None:
+        from instseg.data.pictures import write_pictures
+
+        report.written = write_pictures(report, sets, out)
+        path = out / "report.json"
+        path.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+        report.written.append(path)
+    return report
+
+
+def _splits_to_check(data: str | Path, report: Report) -> tuple[str, ...]:
+    try:
+        names = splits(data)
+        if str(data) != "shapes" and (not names or not data_path(data).exists()):
+            locate(data_path(data), "train")
+    except DataError as error:
+        report.problems.append(Problem("not_found", "error", str(data), "", str(error).removeprefix(f"{data}: ")))
+        return ()
+    return names
+
+
+def _check_split(data: str | Path, split: str, report: Report, track: Track | None) -> InstanceDataset | None:
+    """The usable records of a split; None when there is nothing."""
+    if str(data) == "shapes":
+        return open_dataset(data, split)
+    try:
+        located = locate(data_path(data), split)
+    except DataError as error:
+        report.problems.append(Problem("not_found", "error", str(data), "", str(error).removeprefix(f"{data}: ")))
+        return None
+    try:
+        categories, records = read_coco(located, report.problems.append)
+    except DataError:  # reported already
+        return None
+    file = str(located.annotations)
+    records = _readable(records, file, report, track)
+    _same_files(records, file, report)
+    if records and split == "train" and not any(not a.crowd for record in records for a in record.annotations):
+        report.problems.append(Problem("no_objects", "error", file, "", "no image has an object; annotate some."))
+    return InstanceDataset(records, categories, name=located.name, split=split) if records else None
+
+
+def _readable(records: list[Record], file: str, report: Report, track: Track | None) -> list[Record]:
+    """The records whose image can be decoded to its end."""
+
+    def broken(record: Record) -> Problem | None:
+        try:
+            read_record(record)
+        except InstsegError as error:
+            name = f'image {record.image_id} ("{record.file_name}")'
+            return Problem("broken_image", "error", file, name, str(error))
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        watched = records if track is None else track(records, len(records))
+        found = [(record, problem) for record, problem in zip(watched, pool.map(broken, records), strict=True)]
+    report.problems += [problem for _, problem in found if problem is not None]
+    return [record for record, problem in found if problem is None]
+
+
+def _same_files(records: Sequence[Record], file: str, report: Report) -> None:
+    first: dict[Path | None, Record] = {}
+    for record in records:
+        other = first.setdefault(record.path, record)
+        if other is not record:
+            message = f"is the same file as image {other.image_id}; its objects are split over both."
+            name = f'image {record.image_id} ("{record.file_name}")'
+            report.problems.append(Problem("duplicate_file", "warning", file, name, message))
+
+
+def _compare(sets: dict[str, InstanceDataset], report: Report) -> None:
+    """Categories and images of the splits against those of the first."""
+    if len(sets) < 2:
+        return
+    (first, base), *others = sets.items()
+    paths = {record.path.resolve() for record in base.records if record.path is not None}
+    for split, dataset in others:
+        names, known = set(dataset.categories.names), set(base.categories.names)
+        if not names & known:
+            message = f'splits "{first}" and "{split}" have no category in common; name them alike.'
+            report.problems.append(Problem("categories", "error", report.data, "", message))
+        elif names != known:
+            only = ", ".join(sorted(names ^ known))
+            message = f'splits "{first}" and "{split}" differ in: {only}.'
+            report.problems.append(Problem("categories", "warning", report.data, "", message))
+        shared = [r for r in dataset.records if r.path is not None and r.path.resolve() in paths]
+        if shared:
+            message = (
+                f'{len(shared)} images of split "{split}" are in "{first}" too, the first "{shared[0].file_name}".'
+            )
+            report.problems.append(Problem("split_overlap", "warning", report.data, "", message))
+
+
+def _unused(data: str | Path, sets: dict[str, InstanceDataset], report: Report) -> None:
+    """Images that lie beside those of the records, but that no split names."""
+    if str(data) == "shapes" or not data_path(data).is_dir():
+        return
+    used = {record.path for dataset in sets.values() for record in dataset.records if record.path is not None}
+    named = {problem.record.split('"')[1] for problem in report.problems if '"' in problem.record}
+    for folder in sorted({image.parent for image in used}):
+        extra = [
+            entry
+            for entry in sorted(folder.iterdir())
+            if entry.suffix.lower() in IMAGE_SUFFIXES and entry not in used and entry.name not in named
+        ]
+        if extra:
+            message = f'{len(extra)} images are in no annotation file, the first "{extra[0].name}"; they are not used.'
+            report.problems.append(Problem("unused_images", "warning", str(folder), "", message))
+
+
+def _statistics(dataset: InstanceDataset | None, split: str) -> SplitStatistics:
+    statistics = SplitStatistics(split)
+    if dataset is None:
+        return statistics
+    statistics.per_class = dict.fromkeys(dataset.categories.names, 0)
+    for record in dataset.records:
+        objects = [annotation for annotation in record.annotations if not annotation.crowd]
+        statistics.images += 1
+        statistics.empty_images += not objects
+        statistics.objects += len(objects)
+        statistics.crowds += len(record.annotations) - len(objects)
+        statistics.per_image.append(len(objects))
+        statistics.image_sizes.append((record.height, record.width))
+        for annotation in objects:
+            statistics.per_class[dataset.categories.names[annotation.label]] += 1
+            statistics.sizes.append(round(annotation.area**0.5, 2))
+            statistics.small += annotation.area < _MEDIUM
+            statistics.medium += _MEDIUM <= annotation.area < _LARGE
+            statistics.large += annotation.area >= _LARGE
+    return statistics
+
+
+def _spread(values: Sequence[float]) -> str:
+    low, median, high = np.percentile(values, (0, 50, 100))
+    return f"{low:.0f} to {high:.0f}, median {median:.0f}"
+
+
+def _count(number: int, noun: str, plural: str = "") -> str:
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"

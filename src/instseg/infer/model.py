@@ -1,0 +1,339 @@
+"""The model as users meet it: images in, objects out; saved to one file and loaded from it."""
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from instseg.core.errors import CheckpointError, ConfigError, DataError
+from instseg.core.geometry import View
+from instseg.core.instances import Instances
+from instseg.core.meta import Categories
+from instseg.infer.tiles import merge_tiles, tile_views
+from instseg.models import MODELS, build_config, build_net, list_models
+from instseg.models.config import ModelConfig
+from instseg.models.preprocess import Preprocess
+from instseg.nn.backbone import Backbone, imagenet_reachable, load_backbone_weights
+from instseg.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+
+if TYPE_CHECKING:
+    from instseg.infer.prediction import Prediction
+
+# Tiles of one image that pass the network together.
+TILE_BATCH = 4
+BUNDLED = {"nuclei": "nuclei/nuclei.safetensors"}
+
+
+class InstanceModel(nn.Module):
+    """A network with its preprocessing, categories and configuration.
+
+    In training mode ``model(images, targets)`` gives a dictionary of losses; in evaluation mode ``model(images)``
+    gives what torchvision's detection models give. ``predict`` takes whatever holds an image.
+
+    Args:
+        name: in the zoo.
+        config: its configuration.
+        categories: what its labels mean.
+    """
+
+    def __init__(self, name: str, config: ModelConfig, categories: Categories | None = None) -> None:
+        super().__init__()
+        self.name = name
+        self.config = config
+        self.net = build_net(name, config)
+        self.preprocess = Preprocess(config)
+        self.has_weights = False
+        self.extra: dict[str, Any] = {}
+        self._warned = False
+        self.set_categories(categories or Categories.from_names([f"class {i}" for i in range(config.num_classes)]))
+
+    def set_categories(self, categories: Categories) -> None:
+        """Names the labels. Raises ConfigError when there are not ``num_classes`` of them."""
+        if len(categories) != self.config.num_classes:
+            raise ConfigError(f"{len(categories)} categories for a model of {self.config.num_classes} classes.")
+        self.meta = categories
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The name of each label."""
+        return self.meta.names
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The id that the training data's own file gives each label."""
+        return self.meta.ids
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None, *, resize: bool = True
+    ) -> Any:
+        """Losses in training mode, detections in evaluation mode.
+
+        Args:
+            images: (3, H, W) each, RGB, float in [0, 1] or uint8; sizes may differ.
+            targets: for training, one dictionary an image: ``boxes`` (N, 4) float xyxy (by default the tight boxes
+                of the masks), ``labels`` (N,) int64, ``masks`` (N, H, W) uint8 or bool. N may be 0.
+            resize: False where the images are already at network scale, as the training loop's are.
+
+        Returns:
+            a dictionary of scalar losses to be summed, or for each image ``boxes`` (M, 4), ``labels`` (M,),
+            ``scores`` (M,) descending, ``masks`` (M, 1, H, W) float in [0, 1].
+
+        Raises:
+            DataError: a target does not fit its image or the model.
+        """
+        if self.training:
+            if targets is None:
+                raise DataError("targets are needed in training mode: give them, or call model.eval() first.")
+            return self.losses(images, targets, resize=resize)
+        results = []
+        for found in self.predict_batch(images):
+            masks = found.masks.soft()[:, None]
+            boxes = found.boxes.to(masks.device)
+            results.append({"boxes": boxes, "labels": found.labels, "scores": found.scores, "masks": masks})
+        return results
+
+    def losses(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]], *, resize: bool = True
+    ) -> dict[str, Tensor]:
+        """The losses of a batch; arguments as in :meth:`forward`."""
+        if len(images) != len(targets):
+            raise DataError(f"{len(images)} images but {len(targets)} targets: give one target an image.")
+        inputs, scaled = [], []
+        for i, (image, target) in enumerate(zip(images, targets, strict=True)):
+            image = image.to(self.device)
+            target = self._checked(i, image, {k: v.to(self.device) for k, v in target.items() if isinstance(v, Tensor)})
+            size = (int(image.shape[-2]), int(image.shape[-1]))
+            if resize:
+                size = self.preprocess.target_size(*size)
+            inputs.append(self.preprocess.resize_image(image, size))
+            scaled.append(self.preprocess.resize_target(target, size))
+        self.has_weights = True  # being trained, in whatever loop
+        losses: dict[str, Tensor] = self.net.loss(self.net(self.preprocess.batch(inputs)), scaled)  # type: ignore[operator]
+        return losses
+
+    def _checked(self, i: int, image: Tensor, target: dict[str, Tensor]) -> dict[str, Tensor]:
+        labels, masks = target["labels"], target["masks"]
+        if masks.shape != (len(labels), *image.shape[-2:]):
+            raise DataError(
+                f"target {i}: masks of shape {tuple(masks.shape)} for {len(labels)} labels and an image of "
+                f"{tuple(image.shape[-2:])}: give (N, H, W)."
+            )
+        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < self.config.num_classes):
+            raise DataError(
+                f"target {i}: labels from {int(labels.min())} to {int(labels.max())}, but this model has "
+                f"{self.config.num_classes} classes: labels run from 0 to {self.config.num_classes - 1}."
+            )
+        if "boxes" not in target:
+            from instseg.core.geometry import mask_extents
+
+            target["boxes"] = mask_extents(masks.bool()).float()
+        return target
+
+    @torch.inference_mode()
+    def predict_batch(self, images: Sequence[Tensor]) -> list[Instances]:
+        """The objects of each image (3, H, W), uint8 or float in [0, 1], on any device; in evaluation mode.
+
+        With ``config.tile`` larger images are cut into tiles.
+        """
+        if self.training:
+            raise DataError("the model is in training mode: call model.eval() before predicting.")
+        if self.config.tile is None:
+            found = self._predict_views(images, [self.preprocess.view(image) for image in images], None)
+        else:
+            found = [self._predict_tiled(image, self.config.tile) for image in images]
+        if any(f.capped for f in found) and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"an image holds more than max_instances={self.config.max_instances} objects; only the best are kept. "
+                "Raise max_instances (and nms_pre with it) to see the rest.",
+                stacklevel=2,
+            )
+        return found
+
+    def _predict_tiled(self, image: Tensor, tile: int) -> Instances:
+        height, width = int(image.shape[-2]), int(image.shape[-1])
+        views = tile_views((height, width), self.preprocess.scale(height, width), tile, self.config.tile_overlap)
+        cut = [image[:, v.offset[0] : v.offset[0] + v.size[0], v.offset[1] : v.offset[1] + v.size[1]] for v in views]
+        parts: list[Instances] = []
+        for i in range(0, len(views), TILE_BATCH):
+            parts += self._predict_views(cut[i : i + TILE_BATCH], views[i : i + TILE_BATCH], (tile, tile))
+        return merge_tiles(parts, views, self.config.max_instances)
+
+    def _predict_views(
+        self, images: Sequence[Tensor], views: Sequence[View], padded: tuple[int, int] | None
+    ) -> list[Instances]:
+        inputs = [
+            self.preprocess.resize_image(image.to(self.device), view.content)
+            for image, view in zip(images, views, strict=True)
+        ]
+        outputs = self.net(self.preprocess.batch(inputs, padded))
+        found: list[Instances] = self.net.decode(outputs, views)  # type: ignore[operator]
+        return found
+
+    def predict(self, source: Any, *, batch: int = 1) -> "Prediction | list[Prediction]":
+        """The objects of one image, or of each of a list, folder or glob.
+
+        Args:
+            source: a path, URL, PIL image, NumPy array (H, W, 3) RGB uint8, tensor (3, H, W), or a list of them.
+            batch: images given to the network at once.
+
+        Raises:
+            DataError: an image is missing or cannot be read.
+            CheckpointError: the model has no weights.
+        """
+        from instseg.infer.predict import predict
+
+        return predict(self, source, batch=batch)
+
+    def save(self, path: str | os.PathLike[str], *, half: bool = False) -> None:
+        """Writes weights, configuration and categories to one safetensors file that :func:`load` reads.
+
+        Raises CheckpointError when the file cannot be written.
+        """
+        config = self.config.model_dump(mode="json")
+        write_checkpoint(path, Checkpoint(self.name, config, self.meta, self.net.state_dict(), self.extra), half=half)
+
+
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    backbone_weights: str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    categories: Categories | None = None,
+) -> InstanceModel:
+    """A model of the zoo. See :func:`instseg.create_model`."""
+    checkpoint = read_checkpoint(weights) if weights is not None else None
+    known = checkpoint.config if checkpoint is not None and checkpoint.model == name else {}
+    fields = {**known, **(overrides or {})}
+    count = num_classes if num_classes is not None else (len(categories) if categories else None)
+    if count is not None:
+        fields["num_classes"] = count
+    source = None if backbone_weights in (None, "none") else str(backbone_weights)
+    if source is not None:
+        # As published: with ImageNet weights the stem and the first stage stay, and batch norms do not train.
+        fields = {"frozen_stages": 1, "norm_eval": True, **fields}
+    config = build_config(name, fields)
+    if source == "auto":
+        source, config = _resolve_auto(name, config, fields)
+    model = InstanceModel(name, config, categories)
+    if source is not None:
+        model.extra["backbone_weights"] = load_backbone_weights(_backbone(model), source)
+    else:
+        model.extra["backbone_weights"] = "none"
+    if checkpoint is not None:
+        _load_into(model, checkpoint, os.fspath(str(weights)))
+    return model
+
+
+def _resolve_auto(name: str, config: ModelConfig, fields: dict[str, Any]) -> tuple[str | None, ModelConfig]:
+    if imagenet_reachable(Backbone(config.backbone)):
+        return "imagenet", config
+    warnings.warn(
+        f"no ImageNet weights for backbone {config.backbone}: neither cached nor reachable. Training starts from "
+        "scratch and needs far more epochs; give backbone_weights=FILE to start from a file.",
+        stacklevel=3,
+    )
+    return None, build_config(name, {**fields, "frozen_stages": 0, "norm_eval": False})
+
+
+def _backbone(model: InstanceModel) -> Backbone:
+    backbone = model.net.backbone
+    assert isinstance(backbone, Backbone)
+    return backbone
+
+
+def _load_into(model: InstanceModel, checkpoint: Checkpoint, path: str) -> None:
+    """Fills ``model`` from a checkpoint; the class layer starts anew when the number of classes differs."""
+    wanted = model.net.state_dict()
+    state = dict(checkpoint.state)
+    wrong = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
+    old = checkpoint.config.get("num_classes")
+    if old != model.config.num_classes:
+        fresh = [k for k in wrong if state[k].shape[1:] == wanted[k].shape[1:] and state[k].shape[0] == old]
+        if fresh:
+            warnings.warn(
+                f"{path} has {old} classes and the model {model.config.num_classes}: {', '.join(fresh)} start anew.",
+                stacklevel=3,
+            )
+        for key in fresh:
+            state[key] = wanted[key]
+            wrong.remove(key)
+    missing, unknown = [k for k in wanted if k not in state], [k for k in state if k not in wanted]
+    if wrong or missing or unknown:
+        first = (wrong + missing + unknown)[0]
+        raise CheckpointError(
+            f"{path} is a checkpoint of {checkpoint.model} (backbone {checkpoint.config.get('backbone')}) and does not "
+            f"fit {model.name} (backbone {model.config.backbone}): {len(missing)} tensors missing, {len(unknown)} "
+            f"unknown, {len(wrong)} of another shape, first {first}: use instseg.load, or --model {checkpoint.model}."
+        )
+    model.net.load_state_dict(state)
+    model.has_weights = True
+    if len(checkpoint.categories) == model.config.num_classes and model.meta.names[0] == "class 0":
+        model.set_categories(checkpoint.categories)
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device | None = None) -> InstanceModel:
+    """A ready model in evaluation mode from a file that ``save`` or a training run wrote.
+
+    Raises:
+        CheckpointError: the file is missing, torn, not ours, or of a model that this version does not know.
+        ConfigError: its configuration has a field that this version does not know.
+    """
+    checkpoint = read_checkpoint(path)
+    if checkpoint.model not in MODELS:
+        raise CheckpointError(
+            f'{os.fspath(path)} holds a "{checkpoint.model}", which this version of instseg does not know: update it.'
+        )
+    model = InstanceModel(checkpoint.model, build_config(checkpoint.model, checkpoint.config), checkpoint.categories)
+    _load_into(model, checkpoint, os.fspath(path))
+    model.extra = checkpoint.extra
+    model.eval()
+    return model.to(device) if device is not None else model
+
+
+def resolve_model(text: str | os.PathLike[str] | InstanceModel, device: str | None = None) -> InstanceModel:
+    """What the command line calls MODEL: ``nuclei``, a ``.safetensors`` file, a run folder, or a name of the zoo.
+
+    Raises CheckpointError or ConfigError when it is none of them.
+    """
+    if isinstance(text, InstanceModel):
+        return text.to(device) if device is not None else text
+    name, path = os.fspath(text), Path(text)
+    if name in BUNDLED:
+        from importlib.resources import as_file, files
+
+        with as_file(files("instseg") / "assets" / BUNDLED[name]) as bundled:
+            return load(bundled, device)
+    if path.is_dir():
+        for file in ("best.safetensors", "last.safetensors"):
+            if (path / file).is_file():
+                return load(path / file, device)
+        raise CheckpointError(
+            f"{path} holds neither best.safetensors nor last.safetensors: give a finished run's folder."
+        )
+    if name in MODELS:
+        model = create_model(name).eval()
+        return model.to(device) if device is not None else model
+    if path.suffix == ".safetensors" or path.exists():
+        return load(path, device)
+    raise ConfigError(
+        f'"{name}" is neither a file, a run folder, "nuclei", nor a model of the zoo ({", ".join(list_models())}).'
+    )
+
+
+def require_weights(model: InstanceModel) -> None:
+    """Raises CheckpointError for a model with random weights: its predictions would be noise."""
+    if not model.has_weights:
+        raise CheckpointError(
+            f"{model.name} has no weights: give a .safetensors file, a run folder or nuclei, or train it first "
+            f"(instseg train DATA --model {model.name})."
+        )

@@ -1,0 +1,26 @@
+"""Progress bars of long work, on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def progress_bar(steps: Iterable[T], text: str, total: int, enabled: bool = True) -> Iterator[T]:
+    """The steps, with a bar, a count and the time left drawn on a terminal; nothing is drawn into a file or
+    pipe."""
+    if not enabled:
+        yield from steps
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(text, total=total)
+        for step in steps:
+            yield step
+            bar.advance(task)

@@ -1,0 +1,310 @@
+"""What users name as images, one by one."""
+
+from __future__ import annotations
+
+import glob
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instseg.core.errors import DataError
+from instseg.data.images import IMAGE_SUFFIXES, read_image, rgb_pixels, to_eight_bits
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from PIL.Image import Image
+
+    ImageLike: TypeAlias = str | Path | bytes | IO[bytes] | Image | npt.NDArray[Any] | Tensor
+
+_URL = re.compile(r"https?://", re.IGNORECASE)
+URL_LIMIT = 1 << 28  # bytes that are read from an address
+URL_PATIENCE = 30.0  # seconds
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image that was asked for.
+
+    Attributes:
+        name: relative path with forward slashes, unique among the sources of one call: what the image is called in
+        results. stem: `name` without its suffix, unique as well, also where case does not count: what its output files
+        are called. load: reads the image, (3, H, W) uint8 RGB; raises DataError with one line when it cannot.
+        path: where the image lies, None when it is not a file.
+    """
+
+    name: str
+    stem: str
+    load: Callable[[], Tensor]
+    path: Path | None = None
+
+
+def expand(sources: ImageLike | Iterable[ImageLike]) -> list[Source]:
+    """Every image that the sources name, in their order, a folder's images by name.
+
+    A source is a file, a folder (searched through, hidden ones left out), a glob (`**` crosses folders), an http(s)
+    address, `-` for an image on standard input, or an image in memory (see :func:`as_tensor`). A file that was named
+    twice is taken once. Files of one name in different folders get names with enough of their folders to tell them
+    apart.
+
+    Raises DataError when a path does not exist, or a folder or glob holds no image.
+    """
+    found: dict[str, tuple[str, Callable[[], Tensor], Path | None]] = {}
+    for number, source in enumerate(_listed(sources)):
+        for name, load, path in _expand_one(source, number):
+            found.setdefault(str(path.resolve()) if path else f"{number}:{name}", (name, load, path))
+    entries = list(found.values())
+    names = _unique_names([name for name, _, _ in entries], [path for _, _, path in entries])
+    stems = _unique_stems(names)
+    return [Source(name, stem, load, path) for name, stem, (_, load, path) in zip(names, stems, entries, strict=True)]
+
+
+def as_tensor(image: ImageLike) -> Tensor:
+    """One image as (3, H, W) uint8 RGB.
+
+    A path, address, `-`, the bytes of an image file or a binary file object are read and decoded. A PIL image is
+    decoded as its file would be. A NumPy array is (H, W, 3) RGB (OpenCV's BGR must be turned first: `image[...,
+    ::-1]`), (H, W, 4) RGBA or (H, W) grey, uint8, uint16, or float in [0, 1]. A tensor is (3, H, W) RGB or (1, H, W) or
+    (H, W) grey, uint8 or float in [0, 1].
+
+    Raises DataError for anything else.
+    """
+    if isinstance(image, Tensor):
+        return _from_tensor(image)
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if isinstance(image, str | Path):
+        text = str(image)
+        if text == "-":
+            return _read_stdin()
+        return _read_url(text) if _URL.match(text) else read_image(image)
+    if hasattr(image, "convert") and hasattr(image, "getexif"):
+        return _from_pil(image)
+    if isinstance(image, bytes) or hasattr(image, "read"):
+        return read_image(image)
+    raise DataError(f"{type(image).__name__} is no image: give a path, address, PIL image, NumPy array or tensor")
+
+
+def _listed(sources: Any) -> Iterable[Any]:
+    return sources if isinstance(sources, Sequence) and not isinstance(sources, str | bytes) else [sources]
+
+
+Entry: TypeAlias = tuple[str, Callable[[], Tensor], "Path | None"]
+
+
+def _expand_one(source: Any, number: int) -> Iterator[Entry]:
+    if not isinstance(source, str | Path):
+        yield _in_memory_name(source, number), lambda: as_tensor(source), None
+        return
+    text = str(source)
+    if text == "-":
+        yield "stdin", _read_stdin, None
+    elif _URL.match(text):
+        yield _url_name(text), lambda: _read_url(text), None
+    else:
+        path = Path(text).expanduser()
+        if path.is_dir():
+            yield from _entries(_images_in(path), path)
+        elif path.exists():
+            yield path.name, lambda: read_image(path), path
+        elif glob.has_magic(text):
+            yield from _glob(path)
+        else:
+            raise DataError(f"{text}: no such image, folder or glob; check the path")
+
+
+def _images_in(folder: Path) -> list[Path]:
+    found = [
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    ]
+    if not found:
+        raise DataError(f"{folder}: no image in this folder (looked for {' '.join(sorted(IMAGE_SUFFIXES))})")
+    return sorted(found)
+
+
+def _glob(pattern: Path) -> Iterator[Entry]:
+    parts = pattern.parts
+    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    root = Path(*parts[:fixed])
+    found = sorted(Path(text) for text in glob.glob(str(pattern), recursive=True))
+    files = [path for path in found if path.is_file()]
+    if not files:
+        raise DataError(f"{pattern}: the glob matches no file")
+    return _entries(files, root)
+
+
+def _entries(paths: Iterable[Path], root: Path) -> Iterator[Entry]:
+    for path in paths:
+        yield path.relative_to(root).as_posix(), _reader(path), path
+
+
+def _reader(path: Path) -> Callable[[], Tensor]:
+    return lambda: read_image(path)
+
+
+def _unique_names(names: list[str], paths: list[Path | None]) -> list[str]:
+    """Names in which files that would be called the same carry as many of their folders as tell them apart; what has no
+    folder, or is still the same, gets a number."""
+    out = list(names)
+    depth = 1
+    while repeated := [group for group in _groups(out) if any(paths[i] is not None for i in group)]:
+        grown = False
+        for group in repeated:
+            for i in group:
+                longer = _with_folders(paths[i], out[i], depth)
+                grown |= longer != out[i]
+                out[i] = longer
+        depth += 1
+        if not grown:
+            break
+    return _numbered(out)
+
+
+def _groups(names: Sequence[str]) -> list[list[int]]:
+    where: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        where.setdefault(name.casefold(), []).append(i)
+    return [group for group in where.values() if len(group) > 1]
+
+
+def _with_folders(path: Path | None, name: str, more: int) -> str:
+    if path is None:
+        return name
+    parts = [part for part in path.resolve().parts if part != path.resolve().anchor]
+    wanted = len(PurePosixPath(name).parts) + 1
+    return "/".join(parts[-wanted:]) if wanted <= len(parts) else name
+
+
+def _numbered(names: list[str]) -> list[str]:
+    taken: set[str] = set()
+    out = []
+    for name in names:
+        path, unique, number = PurePosixPath(name), name, 2
+        while unique.casefold() in taken:
+            unique, number = str(path.with_name(f"{path.stem}-{number}{path.suffix}")), number + 1
+        taken.add(unique.casefold())
+        out.append(unique)
+    return out
+
+
+def _unique_stems(names: list[str]) -> list[str]:
+    """Names without suffix; `a.png` beside `a.jpg` become `a_png` and `a_jpg`."""
+    stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
+    for group in _groups(stems):
+        for i in group:
+            stems[i] = f"{stems[i]}_{PurePosixPath(names[i]).suffix[1:]}"
+    return _numbered(stems)
+
+
+def _in_memory_name(source: Any, number: int) -> str:
+    for attribute in ("filename", "name"):  # PIL images, file objects
+        name = getattr(source, attribute, None)
+        if isinstance(name, str) and Path(name).name:
+            return Path(name).name
+    return f"image-{number + 1}"
+
+
+def _url_name(url: str) -> str:
+    from urllib.parse import unquote, urlsplit
+
+    last = unquote(PurePosixPath(urlsplit(url).path).name)
+    name = re.sub(r"[^\w.\- ]", "_", last).strip(". ")
+    return name or "download"
+
+
+def _read_url(url: str) -> Tensor:
+    from urllib.error import URLError
+    from urllib.request import Request, urlopen
+
+    try:
+        with urlopen(Request(url, headers={"User-Agent": "instseg"}), timeout=URL_PATIENCE) as answer:
+            content = answer.read(URL_LIMIT + 1)
+    except URLError as error:
+        raise DataError(f"{url}: cannot be fetched ({error.reason}); check the address and the network") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{url}: cannot be fetched ({error}); check the address and the network") from None
+    if len(content) > URL_LIMIT:
+        raise DataError(f"{url}: more than {URL_LIMIT >> 20} MB; download it and give the file")
+    return _decode(content, url)
+
+
+def _read_stdin() -> Tensor:
+    content = sys.stdin.buffer.read()
+    if not content:
+        raise DataError("-: nothing came on standard input; pipe an image into it")
+    return _decode(content, "-")
+
+
+def _decode(content: bytes, name: str) -> Tensor:
+    try:
+        return read_image(content)
+    except DataError as error:
+        raise DataError(str(error).replace("image bytes", name, 1)) from None
+
+
+def _from_pil(image: Any) -> Tensor:
+    from PIL import Image, ImageOps
+
+    try:
+        pixels = rgb_pixels(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{_in_memory_name(image, 0)}: image cannot be decoded ({error})") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _from_array(array: npt.NDArray[Any]) -> Tensor:
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
+        hint = "; a tensor-like (3, H, W) array must be transposed" if array.ndim == 3 and array.shape[0] == 3 else ""
+        raise DataError(f"array of shape {array.shape} is no image: give (H, W, 3) RGB{hint}")
+    _check_kind(str(array.dtype), array.dtype.kind)
+    if array.dtype.kind == "f":
+        _check_range(float(array.min()), float(array.max()), "array")
+        array = array.clip(0, 1)
+    from PIL import Image
+
+    values = array if array.dtype == np.uint8 else to_eight_bits(array)
+    if values.shape[2] == 4:
+        values = rgb_pixels(Image.fromarray(values, mode=None))
+    elif values.shape[2] == 1:
+        values = np.repeat(values, 3, axis=2)
+    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+
+
+def _from_tensor(tensor: Tensor) -> Tensor:
+    image = tensor.detach().cpu()
+    if image.ndim == 2:
+        image = image[None]
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
+        raise DataError(f"tensor of shape {tuple(tensor.shape)} is no image: give (3, H, W) RGB, one image a tensor")
+    if image.is_floating_point():
+        image = image.float()
+        _check_range(float(image.min()), float(image.max()), "tensor")
+        image = (image * 255).round().to(torch.uint8)
+    elif image.dtype == torch.bool:
+        image = image.to(torch.uint8) * 255
+    elif image.dtype != torch.uint8:
+        raise DataError(f"tensor of {image.dtype} is no image: give uint8, or float in [0, 1]")
+    return image.expand(3, -1, -1).contiguous()
+
+
+def _check_kind(name: str, kind: str) -> None:
+    if kind not in "uifb":
+        raise DataError(f"array of {name} is no image: give uint8, uint16, or float in [0, 1]")
+
+
+def _check_range(low: float, high: float, what: str) -> None:
+    """Floats in [0, 255] would come out as white: refuse them. NaN fails every comparison, so it is refused too."""
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        raise DataError(f"float {what} with values from {low:g} to {high:g} is no image: scale it to [0, 1]")

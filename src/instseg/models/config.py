@@ -1,0 +1,35 @@
+"""What every model's configuration says about its input, output and frozen parts."""
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class ModelConfig(BaseModel):
+    """Fields that all methods share. Every field can be given to ``create_model`` by name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    num_classes: Positive = 80
+    backbone: str = "r50"  # a short name (r18, r34, r50, r101) or any timm feature extractor
+    frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0  # 1 freezes the stem and the first stage; 0 nothing
+    norm_eval: bool = False  # batch norms keep their running statistics while training
+
+    input_short: Positive = 800  # pixels, the shorter side is resized to this ...
+    input_long: Positive = 1333  # pixels, ... unless the longer side would exceed this
+    input_enlarge: bool = True  # False: smaller images keep their size
+    input_scale: Annotated[float, Field(gt=0)] | None = None  # a fixed factor instead of the two sides above
+    antialias: bool = False  # smooth before shrinking; published checkpoints were trained without
+    tile: Positive | None = None  # pixels of network input: larger images are predicted in squares of this side
+    tile_overlap: Annotated[int, Field(ge=0)] = 128  # pixels of network input that neighbouring tiles share
+
+    max_instances: Positive = 100  # cap on objects of one image; hitting it warns
+
+    @model_validator(mode="after")
+    def _tiles(self) -> Self:
+        if self.tile is not None and (self.tile % 32 or self.tile_overlap >= self.tile):
+            raise ValueError("tile must be a multiple of 32 and larger than tile_overlap")
+        return self

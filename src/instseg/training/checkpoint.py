@@ -1,0 +1,119 @@
+"""Files that are either whole or absent: written beside their place, flushed to the disk, then moved.
+
+``last.ckpt`` is a ``torch.save`` file that loads with ``weights_only=True``. Its zip container holds a CRC-32
+of every record, so a torn or damaged file is told apart from a whole one before anything is loaded; the file
+it replaced stays beside it as ``last.ckpt.prev`` and is used instead.
+"""
+
+import os
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from instseg.core.errors import CheckpointError, InstsegError
+
+FORMAT = "instseg training state 1"
+State = dict[str, Any]
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], object], *, keep_previous: bool = False) -> None:
+    """Write ``path`` so that a kill, a power cut or a full disk leaves either the old file or the new one.
+
+    ``write`` gets a binary file opened in the same folder. With ``keep_previous`` the old file stays as
+    ``<name>.prev``. Raises :class:`CheckpointError` when the disk is full or cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        put_in_place(temporary, path, keep_previous=keep_previous)
+    except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError
+        raise _not_written(path, temporary, error) from error
+
+
+def replace_with(path: Path, save: Callable[[Path], object]) -> None:
+    """As :func:`replace_file`, for a ``save`` that wants the path of the file to write."""
+    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
+    try:
+        save(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        put_in_place(temporary, path)
+    except InstsegError:
+        temporary.unlink(missing_ok=True)
+        raise
+    except Exception as error:  # safetensors has an error class of its own
+        raise _not_written(path, temporary, error) from error
+
+
+def put_in_place(temporary: Path, path: Path, *, keep_previous: bool = False) -> None:
+    """Move a finished file to its name, and make the move itself durable."""
+    if keep_previous and path.exists():
+        os.replace(path, previous_of(path))
+    os.replace(temporary, path)
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def previous_of(path: Path) -> Path:
+    """Where the checkpoint that ``path`` replaced is kept."""
+    return path.with_name(path.name + ".prev")
+
+
+def save_state(path: Path, state: State) -> None:
+    """Write the whole state of a run to ``path``, keeping the file before it; see :func:`replace_file`."""
+    replace_file(path, lambda file: torch.save({"format": FORMAT, **state}, file), keep_previous=True)
+
+
+def load_state(path: Path) -> tuple[State, str | None]:
+    """The newest whole state at ``path``, and a line about it when that is not ``path`` itself.
+
+    Tensors are on the CPU. Raises :class:`CheckpointError` when neither ``path`` nor the one before it is whole,
+    and :class:`FileNotFoundError` when there is neither.
+    """
+    candidates = [file for file in (path, previous_of(path)) if file.exists()]
+    if not candidates:
+        raise FileNotFoundError(path)
+    faults = []
+    for file in candidates:
+        fault = _fault(file)
+        if fault is not None:
+            faults.append(f"{file} {fault}")
+            continue
+        state: State = torch.load(file, map_location="cpu", weights_only=True)
+        if state.get("format") != FORMAT:
+            faults.append(f"{file} is not a training state of this version of instseg")
+            continue
+        notice = f"{faults[0]}; going on from {file.name}" if faults else None
+        if file != path and not faults:
+            notice = f"{path} is missing; going on from {file.name}"
+        return state, notice
+    raise CheckpointError("; ".join(faults) + "; start again without resume, in another folder")
+
+
+def _fault(file: Path) -> str | None:
+    """What is wrong with a checkpoint file, or None; reads all of it."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:
+        return f"is torn ({error})"
+    return None if damaged is None else f"is damaged (record {damaged})"
+
+
+def _not_written(path: Path, temporary: Path, error: Exception) -> CheckpointError:
+    temporary.unlink(missing_ok=True)
+    cause = next((e for e in (error.__context__, error) if isinstance(e, OSError) and e.strerror), None)
+    reason = cause.strerror if cause is not None else " ".join(str(error).split())[:160]
+    kept = f"; the file before it is intact: {path}" if path.exists() else ""
+    return CheckpointError(f"could not write {path}: {reason}{kept}; make room and go on with resume")

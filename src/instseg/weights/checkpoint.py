@@ -1,0 +1,106 @@
+"""Self-describing checkpoints: safetensors whose metadata says which model, configuration and categories they hold."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from instseg.core.errors import CheckpointError
+from instseg.core.meta import Categories
+
+FORMAT = "instseg"
+FORMAT_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything needed to build a model again.
+
+    Attributes:
+        model: name in the zoo.
+        config: all fields of its configuration.
+        categories: names and source ids.
+        state: the tensors, by parameter name.
+        extra: facts about the training, such as the data, AP or licence; JSON values.
+    """
+
+    model: str
+    config: dict[str, Any]
+    categories: Categories
+    state: dict[str, Tensor]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, half: bool = False) -> None:
+    """Writes ``path`` whole or not at all.
+
+    Args:
+        path: of the new file, usually ``*.safetensors``; an older file there is replaced.
+        checkpoint: what to write.
+        half: floating-point tensors in half precision, for release.
+
+    Raises:
+        CheckpointError: the file cannot be written, for example because the disk is full.
+    """
+    from safetensors.torch import save_file
+
+    target = Path(path)
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "model": checkpoint.model,
+        "config": json.dumps(checkpoint.config),
+        "categories": json.dumps({"names": checkpoint.categories.names, "ids": checkpoint.categories.ids}),
+        "extra": json.dumps(checkpoint.extra),
+    }
+    tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.state.items()}
+    if half:
+        tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        os.close(handle)
+        save_file(tensors, temporary, metadata=metadata)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except Exception as error:  # safetensors wraps the operating system's errors in its own
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {target}: {error}. Free some space or choose another folder.") from None
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Raises CheckpointError when the file is missing, torn, or not written by this project."""
+    from safetensors import SafetensorError, safe_open
+
+    file = Path(path)
+    if not file.is_file():
+        raise CheckpointError(f"{file} does not exist: give a .safetensors file or a run folder.")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata: Mapping[str, str] = opened.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise CheckpointError(
+                    f"{file} holds tensors but was not written by instseg: it does not say which model it is of."
+                )
+            state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  not a dictionary
+        categories = json.loads(metadata["categories"])
+        return Checkpoint(
+            metadata["model"],
+            json.loads(metadata["config"]),
+            Categories(tuple(categories["names"]), tuple(categories["ids"])),
+            {k: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v for k, v in state.items()},
+            json.loads(metadata.get("extra", "{}")),
+        )
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{file} cannot be read as a safetensors file ({reason}): it is truncated or not ours; copy it again."
+        ) from None

@@ -1,0 +1,68 @@
+"""Small data sets on disk."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@dataclass
+class Folder:
+    """A data set in our layout: two images of 40 x 30, one object each."""
+
+    path: Path
+    content: dict[str, Any]
+    split: str = "train"
+
+    @property
+    def json(self) -> Path:
+        return self.path / "annotations" / f"{self.split}.json"
+
+    def save(self) -> Path:
+        self.json.parent.mkdir(parents=True, exist_ok=True)
+        self.json.write_text(json.dumps(self.content))
+        return self.path
+
+    def annotate(self, **fields: Any) -> dict[str, Any]:
+        """Add an annotation of the first image; fields override a valid one."""
+        entry = {
+            "id": len(self.content["annotations"]) + 1,
+            "image_id": 1,
+            "category_id": 1,
+            "iscrowd": 0,
+            "segmentation": [[2, 2, 12, 2, 12, 10, 2, 10]],
+            "bbox": [2, 2, 10, 8],
+            "area": 80,
+        }
+        entry.update(fields)
+        self.content["annotations"].append(entry)
+        return entry
+
+
+def write_image(path: Path, width: int = 40, height: int = 30, seed: int = 0) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def image_file() -> Callable[..., Path]:
+    return write_image
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    content: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cell"}]}
+    made = Folder(tmp_path / "cells", content)
+    for number in (1, 2):
+        write_image(made.path / "images" / f"{number}.png", seed=number)
+        content["images"].append({"id": number, "file_name": f"{number}.png", "width": 40, "height": 30})
+        made.annotate(image_id=number)
+    made.save()
+    return made

@@ -1,0 +1,109 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instseg.ops.coords import append_coordinates
+from instseg.ops.dynamic_conv import dynamic_conv
+from instseg.ops.mask_iou import mask_iou
+from instseg.ops.matrix_nms import matrix_nms
+from instseg.ops.point_nms import point_nms
+from instseg.ops.resize import downsample_masks, resize
+
+
+def test_coordinates_run_from_minus_one_to_one_x_before_y():
+    out = append_coordinates(torch.zeros(2, 3, 4, 5))
+    assert out.shape == (2, 5, 4, 5)
+    torch.testing.assert_close(out[1, 3, 2], torch.linspace(-1, 1, 5))
+    torch.testing.assert_close(out[0, 4, :, 3], torch.linspace(-1, 1, 4))
+    assert append_coordinates(torch.zeros(1, 1, 1, 1)).isfinite().all()
+
+
+def test_halving_an_even_map_is_average_pooling():
+    x = torch.rand(1, 2, 8, 12)
+    torch.testing.assert_close(resize(x, (4, 6)), F.avg_pool2d(x, 2))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from([2, 4, 8, 16]), st.integers(1, 5), st.integers(1, 5), st.integers(0, 999))
+def test_masks_are_downsampled_as_bilinear_resizing_and_rounding_does(stride, h, w, seed):
+    masks = (torch.rand(2, h * stride, w * stride, generator=torch.Generator().manual_seed(seed)) > 0.5).to(torch.uint8)
+    expected = F.interpolate(masks[None].float(), scale_factor=1 / stride, mode="bilinear")[0] >= 0.5
+    assert torch.equal(downsample_masks(masks, stride).bool(), expected)
+
+
+def test_sides_that_no_stride_divides_are_padded_with_zeros():
+    assert downsample_masks(torch.ones(1, 7, 9, dtype=torch.uint8), 4).tolist() == [[[1, 1, 0], [1, 1, 0]]]
+
+
+def test_a_score_survives_where_no_upper_or_left_neighbour_is_larger():
+    scores = torch.tensor([[0.1, 0.9, 0.2], [0.3, 0.2, 0.8], [0.3, 0.1, 0.05]])[None, None]
+    kept = torch.tensor([[0.1, 0.9, 0.0], [0.3, 0.0, 0.0], [0.3, 0.0, 0.0]])
+    assert torch.equal(point_nms(scores)[0, 0], kept)
+
+
+def test_mask_iou_counts_pixels():
+    masks = torch.zeros(3, 4, 4, dtype=torch.bool)
+    masks[0, :2], masks[1, 1:3], masks[2] = True, True, False
+    torch.testing.assert_close(mask_iou(masks), torch.tensor([[1, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 0]]))
+
+
+def test_many_small_masks_give_the_same_iou_as_the_dense_product(monkeypatch):
+    masks = torch.zeros(60, 40, 40, dtype=torch.bool)
+    for i, mask in enumerate(masks):
+        mask[i // 2 : i // 2 + 4, i % 7 : i % 7 + 5] = True
+    monkeypatch.setattr("instseg.ops.mask_iou.SPARSE_BELOW", 2.0)
+    sparse = mask_iou(masks)
+    monkeypatch.setattr("instseg.ops.mask_iou.SPARSE_BELOW", 0.0)
+    assert torch.equal(sparse, mask_iou(masks))
+    assert mask_iou(masks[:0]).shape == (0, 0)
+
+
+def test_a_single_mask_keeps_its_score_and_none_stay_none():
+    assert matrix_nms(torch.tensor([0.7]), torch.tensor([0]), torch.ones(1, 1)).tolist() == pytest.approx([0.7])
+    assert matrix_nms(torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0)).shape == (0,)
+
+
+def test_the_second_of_two_identical_masks_decays_by_the_gaussian_of_one():
+    scores, iou = torch.tensor([0.9, 0.8]), torch.ones(2, 2)
+    same = matrix_nms(scores, torch.tensor([1, 1]), iou)
+    torch.testing.assert_close(same, torch.tensor([0.9, 0.8 * math.exp(-2)]))
+    assert torch.equal(matrix_nms(scores, torch.tensor([1, 2]), iou), scores)
+    torch.testing.assert_close(matrix_nms(scores, torch.tensor([1, 2]), iou, class_agnostic=True), same)
+
+
+def test_identical_masks_give_no_nan_with_the_linear_kernel():
+    decayed = matrix_nms(torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3, dtype=torch.int64), torch.ones(3, 3), "linear")
+    assert decayed.isfinite().all() and decayed[1] == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 9), st.integers(0, 999))
+def test_matrix_nms_is_the_papers_formula_written_as_loops(n, seed):
+    g = torch.Generator().manual_seed(seed)
+    masks = torch.rand(n, 6, 6, generator=g) > 0.5
+    scores = torch.rand(n, generator=g).sort(descending=True).values
+    iou = mask_iou(masks)
+    expected = []
+    for j in range(n):
+        factors = [1.0]
+        for i in range(j):
+            worst = max([float(iou[k, i]) for k in range(i)], default=0.0)
+            # The paper divides by sigma; its 0.5 is a multiplier of 2.
+            factors.append(math.exp(-(float(iou[i, j]) ** 2) / 0.5) / math.exp(-(worst**2) / 0.5))
+        expected.append(float(scores[j]) * min(factors))
+    ours = matrix_nms(scores, torch.zeros(n, dtype=torch.int64), iou)
+    torch.testing.assert_close(ours, torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_dynamic_convolution_is_a_convolution_with_that_kernel(k):
+    features, kernels = torch.randn(4, 7, 9), torch.randn(5, 4 * k * k)
+    expected = torch.stack(
+        [F.conv2d(features[None], kernel.view(1, 4, k, k), padding=k // 2)[0, 0] for kernel in kernels]
+    )
+    torch.testing.assert_close(dynamic_conv(features, kernels, k), expected, atol=1e-4, rtol=1e-4)
+    assert dynamic_conv(features, kernels[:0], k).shape == (0, 7, 9)

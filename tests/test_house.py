@@ -1,0 +1,169 @@
+"""The house rules: imports point one way, files and functions stay readable, `import instseg` is cheap."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "instseg"
+MAX_FILE_LINES = 500
+MAX_FUNCTION_LINES = 60
+
+# room -> the rooms it may import; every room may import itself.
+CORE = {"core", "_version"}
+TENSORS = CORE | {"ops"}
+NET = TENSORS | {"nn", "losses"}
+SIDE = {"data", "metrics", "vis"}
+ALLOWED = {
+    "_version": set(),
+    "core": {"_version"},
+    "ops": CORE,
+    "nn": TENSORS,
+    "losses": TENSORS,
+    "models": NET,
+    "weights": NET | {"models"},
+    "data": TENSORS,
+    "metrics": TENSORS,
+    "vis": TENSORS,
+    "infer": NET | SIDE | {"models", "weights"},
+    "training": NET | SIDE | {"models", "weights", "infer"},
+    "api": NET | SIDE | {"models", "weights", "infer", "training"},
+    "cli": NET | SIDE | {"models", "weights", "infer", "training", "api"},
+    "__main__": {"cli"},
+}
+HEAVY = ("torch", "torchvision", "timm", "accelerate", "matplotlib", "pycocotools", "hotcoco", "tensorboard")
+
+
+def _room(module: str) -> str:
+    """`instseg.core.rle` -> `core`; the package itself -> ``."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def _imported(path: Path) -> list[tuple[int, str]]:
+    """Line and dotted name of every import of ours in a file, also those inside functions."""
+    package = ["instseg", *path.relative_to(PACKAGE).parts[:-1]]
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module or "") if part)
+            # `from instseg import core` names the room in the alias
+            found += [(node.lineno, f"{module}.{a.name}" if module == "instseg" else module) for a in node.names]
+    return [(line, name) for line, name in found if name.split(".")[0] == "instseg"]
+
+
+def _backward_arrows(path: Path) -> list[str]:
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return [
+        f"{path.relative_to(PACKAGE)}:{line} imports {name}"
+        for line, name in _imported(path)
+        if _room(name) not in {room, *ALLOWED[room]}
+    ]
+
+
+def _sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def _tree() -> list[Path]:
+    """The text files of the checkout: what git tracks, or, without git, the source, tests and pages."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode == 0 and listed.stdout:
+        files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    else:
+        files = [p for folder in ("src", "tests", "docs", "benchmarks") for p in (ROOT / folder).rglob("*")]
+    binary = {".png", ".jpg", ".tif", ".npz", ".npy", ".pt", ".safetensors", ".pyc", ".gz"}
+    return [p for p in files if p.is_file() and p.suffix.lower() not in binary]
+
+
+def test_imports_point_one_way() -> None:
+    arrows = [
+        arrow
+        for path in _sources()
+        if path.name != "__init__.py" or path.parent != PACKAGE
+        for arrow in _backward_arrows(path)
+    ]
+    assert not arrows, "\n".join(arrows)
+
+
+@pytest.mark.parametrize(
+    ("room", "line"),
+    [
+        ("core", "from instseg.ops import resize"),
+        ("ops", "import instseg.nn.fpn"),
+        ("data", "from instseg import models"),
+        ("models", "def f():\n    from ..infer.model import load"),
+        ("infer", "from instseg.training import run"),
+    ],
+)
+def test_an_arrow_that_points_back_is_seen(
+    room: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    path = tmp_path / room / "example.py"
+    path.parent.mkdir()
+    path.write_text(line)
+    assert len(_backward_arrows(path)) == 1
+
+
+def test_every_room_is_on_the_plan() -> None:
+    rooms = {p.name.removesuffix(".py") for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert rooms - {"__init__"} <= set(ALLOWED)
+
+
+def test_files_stay_under_500_lines() -> None:
+    long = {
+        str(p.relative_to(ROOT)): n
+        for p in _sources()
+        if (n := len(p.read_text("utf-8").splitlines())) > MAX_FILE_LINES
+    }
+    assert not long
+
+
+def test_functions_stay_under_60_lines() -> None:
+    """Counted from `def` to the last line without the docstring, which may be as long as the shapes need."""
+    long = []
+    for path in _sources():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if ast.get_docstring(node):
+                    lines -= (node.body[0].end_lineno or 0) - node.body[0].lineno + 1
+                if lines > MAX_FUNCTION_LINES:
+                    long.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name} ({lines} lines)")
+    assert not long, "\n".join(long)
+
+
+def _modules_after(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_import_instseg_loads_no_heavy_library() -> None:
+    assert not _modules_after("import instseg").intersection(HEAVY)
+
+
+def test_help_of_the_program_loads_no_heavy_library() -> None:
+    code = (
+        "import contextlib, io\nfrom instseg.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()): main(['--help'])"
+    )
+    assert not _modules_after(code).intersection({*HEAVY, "numpy", "pydantic", "PIL"})
+
+
+def test_no_machine_path_in_the_tree() -> None:
+    pattern = re.compile(r"(?<![\w.])/(?:home|root|work|Users|mnt|farm)/\w|file:///|(?<![\w./])/opt/")
+    found = [
+        f"{path.relative_to(ROOT)}:{number} {line.strip()[:100]}"
+        for path in _tree()
+        for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1)
+        if path != Path(__file__) and pattern.search(line)
+    ]
+    assert not found, "\n".join(found)

@@ -1,0 +1,121 @@
+"""Recipes: what they hold, how they are overridden, and what a slip of the pen is answered with."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from instseg.core.errors import ConfigError
+from instseg.data.transforms import Augment
+from instseg.models import config_fields
+from instseg.training.recipe import Recipe, load_recipe, parse_value, read_recipe, recipe_names, write_recipe
+
+CALL_ONLY = {"data", "split", "weights", "device", "workers"}
+MODEL_FIELDS = ["tower_channels", "input_short", "score_threshold"]
+
+
+def test_the_bundled_recipes() -> None:
+    names = ["finetune", "nuclei", "solov2_1x", "solov2_3x", "solov2_6x", "solov2_light_3x"]
+    assert recipe_names() == names
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_bundled_recipes_are_complete_and_fit_their_model(name: str) -> None:
+    assert set(Recipe.model_fields) - CALL_ONLY <= set(read_recipe(name))
+    recipe, fields = load_recipe(name, {}, config_fields)
+    assert set(fields) <= set(config_fields(recipe.model))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_line_of_a_bundled_recipe_says_what_its_number_is(name: str) -> None:
+    from importlib import resources
+
+    lines = resources.files("instseg.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    head = " ".join(line for line in lines if line.startswith("#"))
+    assert "Paper" in head and "Ours" in head
+    assert all("  # " in line for line in lines if line and not line.startswith("#"))
+
+
+def test_fields_left_out_take_the_values_of_the_default_recipe() -> None:
+    recipe, _ = load_recipe(None, {}, config_fields)
+    ours = recipe.model_dump(exclude=set(Augment.model_fields) | CALL_ONLY)
+    assert ours == Recipe().model_dump(include=set(ours))
+
+
+def test_the_papers_recipe() -> None:
+    recipe, _ = load_recipe("solov2_3x", {}, config_fields)
+    assert (recipe.optimizer, recipe.lr, recipe.base_batch, recipe.batch) == ("sgd", 0.01, 16, 2)
+    assert (recipe.momentum, recipe.weight_decay, recipe.decay_norms_and_biases) == (0.9, 1e-4, True)
+    assert (recipe.clip, recipe.warmup_iterations, recipe.warmup_factor) == (35.0, 500, 0.01)
+    assert (recipe.train_short, recipe.train_long) == ([640, 672, 704, 736, 768, 800], 1333)
+    light, _ = load_recipe("solov2_light_3x", {}, config_fields)
+    assert (light.train_short, light.train_long) == ([352, 384, 416, 448, 480, 512], 768)
+
+
+def test_fields_go_to_training_augmentation_and_model() -> None:
+    recipe, fields = load_recipe(None, {"epochs": "3", "flip": "0", "tower_channels": "64"}, config_fields)
+    assert (recipe.epochs, recipe.flip) == (3, 0.0)
+    assert fields["tower_channels"] == 64 and "epochs" not in fields
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 1e-3), ("5E4", 5e4), ("-2e-1", -0.2), ("3", 3), ("0.5", 0.5), ("true", True), ("[9, 11]", [9, 11]),
+     ("null", None), ("adamw", "adamw"), ("runs/1e3x", "runs/1e3x"), ("[half", "[half")],
+)  # fmt: skip
+def test_values_are_read_as_people_write_them(text: str, value: object) -> None:
+    assert parse_value(text) == value
+
+
+@pytest.mark.parametrize(
+    ("field", "near"), [("epoch", "epochs"), ("tower_chanels", "tower_channels"), ("Flip", "flip")]
+)
+def test_a_misspelt_field_names_the_nearest(field: str, near: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_recipe(None, {field: 1}, config_fields)
+    assert field in str(error.value) and f'"{near}"' in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [("epochs", "many", "integer"), ("epochs", 2.5, "integer"), ("lr", -1, "greater than 0"),
+     ("optimizer", "lion", "'sgd' or 'adamw'"), ("lr_drops", "9", "list"), ("flip", 2, "less than or equal to 1"),
+     ("ema_decay", 1.0, "less than 1"), ("lr", "nan", "number")],
+)  # fmt: skip
+def test_a_wrong_value_names_field_value_and_what_is_wanted(field: str, value: object, wanted: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_recipe(None, {field: value}, config_fields)
+    text = str(error.value)
+    assert field in text and str(value) in text and wanted in text and "\n" not in text
+
+
+def test_a_recipe_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("lr: 1e-4  # no dot\nbackbone_weights: none\ninput_short: 320\n")
+    recipe, fields = load_recipe(path, {"lr": "2e-4"}, MODEL_FIELDS)
+    assert recipe.lr == 2e-4 and recipe.backbone_weights is None and fields == {"input_short": 320}
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"), [("- 1\n- 2\n", "flat list"), ("a: [1\n", "not YAML"), ("lr: {a: 1}\n", "lr")]
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, fault: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=fault) as error:
+        load_recipe(path, {}, MODEL_FIELDS)
+    assert "mine.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match='"solov2_3x"'):
+        load_recipe("solov2_3", {}, MODEL_FIELDS)
+
+
+def test_a_written_recipe_reads_back(tmp_path: Path) -> None:
+    recipe, fields = load_recipe("nuclei", {"lr": 1e-5, "data": "2018"}, config_fields)
+    path = tmp_path / "config.yaml"
+    path.write_text(write_recipe(recipe, fields, ["by hand"]))
+    assert load_recipe(path, {}, config_fields) == (recipe, fields)
+    assert recipe.data == "2018"
+    assert yaml.safe_load(path.read_text())["model"] == "solov2_r18"

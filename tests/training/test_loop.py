@@ -379,6 +379,7 @@ run.fit()
 rank = run.accelerator.process_index
 weights = {name: value.flatten().tolist() for name, value in run.model.state_dict().items()}
 Path(sys.argv[2], f"end{rank}.json").write_text(json.dumps([weights, run.lr, run.progress.best]))
+run.accelerator.end_training()
 """
 
 

@@ -170,12 +170,19 @@ def test_without_a_split_to_evaluate_on_the_run_says_so(write_squares: Any, tmp_
     assert (tmp_path / "a" / "best.safetensors").exists()
 
 
+def test_a_lone_json_is_not_evaluated_on_what_it_trains_on(write_squares: Any, tmp_path: Path) -> None:
+    write_squares(tmp_path / "data", 3)
+    result = small(tmp_path / "data" / "annotations" / "train.json", tmp_path / "a")
+    assert result["best_ap"] is None
+    assert "one split" in (tmp_path / "a" / "log.txt").read_text()
+
+
 def test_no_class_in_common_is_refused_before_the_first_update(write_squares: Any, tmp_path: Path) -> None:
     write_squares(tmp_path / "data", 3)
     write_squares(tmp_path / "data", 3, name="circle", splits=("val",))
     with pytest.raises(DataError, match="no class in common"):
         small(tmp_path / "data", tmp_path / "a")
-    assert not (tmp_path / "a" / "last.ckpt").exists()
+    assert not (tmp_path / "a").exists()
 
 
 def test_num_classes_comes_from_the_data(coco_folder: Path, tmp_path: Path) -> None:
@@ -189,7 +196,7 @@ def test_on_error_skip_goes_on_with_the_readable_images(write_squares: Any, tmp_
     broken.write_bytes(broken.read_bytes()[:200])
     with pytest.raises(DataError, match=r"2\.png"):
         small(tmp_path / "data", tmp_path / "a", evaluate_every=0)
-    assert "error: " in (tmp_path / "a" / "log.txt").read_text()
+    assert not (tmp_path / "a").exists()
     assert small(tmp_path / "data", tmp_path / "b", evaluate_every=0, on_error="skip")["epochs"] == 1
     assert "2.png" in (tmp_path / "b" / "log.txt").read_text()
 

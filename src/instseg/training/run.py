@@ -13,7 +13,7 @@ import torch
 
 from instseg._version import __version__
 from instseg.core.errors import CheckpointError, ConfigError, DataError, InstsegError
-from instseg.data.dataset import InstanceDataset, open_dataset, splits
+from instseg.data.dataset import InstanceDataset, open_dataset
 from instseg.data.transforms import build_transform
 from instseg.infer.classes import match_categories
 from instseg.infer.environment import pick_device
@@ -130,6 +130,9 @@ def train(
         raise
     finally:
         log.close()
+        if main and {path.name for path in folder.glob("*")} == {"log.txt"}:  # it failed before there was a run
+            (folder / "log.txt").unlink()
+            folder.rmdir()
 
 
 def _run(plan: Plan, folder: Path, accelerator: "Accelerator", log: RunLog) -> dict[str, Any]:
@@ -349,8 +352,8 @@ def make_evaluate(recipe: Recipe, dataset: InstanceDataset, accelerator: "Accele
         return None
     assert recipe.data is not None
     try:
-        if recipe.evaluate_split not in splits(recipe.data):  # a lone JSON opens as any split, the training one too
-            raise DataError(f"{recipe.data} has no split {recipe.evaluate_split}")
+        if recipe.data.endswith(".json") and recipe.evaluate_split != recipe.split:  # it opens as any split
+            raise DataError(f"{recipe.data} is one split; name a folder or a data YAML to have two")
         held_out = open_dataset(recipe.data, recipe.evaluate_split, on_error=recipe.on_error)
     except DataError as error:
         log.line(f"warning: no evaluation, so best.safetensors will be the last weights ({error})")

@@ -47,7 +47,7 @@ def draw_instances(
     """
     kept = instances[instances.scores >= score]
     labels = kept.labels.tolist()
-    texts = [f"{names[label]} {value:.2f}" for label, value in zip(labels, kept.scores.tolist(), strict=True)]
+    texts = [f"{names[label]}  {value:.2f}" for label, value in zip(labels, kept.scores.tolist(), strict=True)]
     return _draw(image, kept.masks.rle(), labels, texts if text else None, colour_by, zoom)
 
 

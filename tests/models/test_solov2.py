@@ -12,6 +12,9 @@ TOTALS = {  # all parameters and those that train with the stem and the first st
     "solov2_light_448_r18": (18_271_760, 18_114_256),
     "solov2_light_448_r34": (28_379_920, 28_148_432),
     "solov2_light_448_r50": (31_340_560, 31_115_216),
+    "solov2_light_512_r50_dcn": (33_185_054, 32_959_710),
+    "solov2_r101_dcn": (68_729_118, 68_503_774),
+    "solov2_x101_dcn": (113_420_574, 113_017_822),
 }
 
 
@@ -45,7 +48,7 @@ def outputs(cells, feature):
     for (row, column, label), (logit, kernel) in cells.items():
         categories[0, label, row, column] = logit
         kernels[0, :, row, column] = torch.tensor(kernel)
-    return SOLOv2Outputs([categories], [kernels], feature[None])
+    return SOLOv2Outputs([categories], tuple(feature.shape[1:]), [kernels], [feature[None]])
 
 
 def halves():
@@ -102,7 +105,7 @@ def test_more_objects_than_the_cap_are_flagged():
 def test_chunks_of_candidates_do_not_change_the_result(monkeypatch):
     cells = {(0, 0, 0): (3.0, LEFT), (2, 3, 1): (2.0, RIGHT), (3, 0, 1): (1.0, LEFT)}
     whole = tiny().decode(outputs(cells, halves()), [VIEW])[0]
-    monkeypatch.setattr("instseg.models.solov2.CHUNK_VALUES", 1)
+    monkeypatch.setattr("instseg.models.grid_net.CHUNK_VALUES", 1)
     parts = tiny().decode(outputs(cells, halves()), [VIEW])[0]
     torch.testing.assert_close(parts.scores, whole.scores)
     assert parts.masks.rle() == whole.masks.rle()

@@ -10,6 +10,7 @@ from instseg.ops.coords import append_coordinates
 from instseg.ops.dynamic_conv import dynamic_conv
 from instseg.ops.mask_iou import mask_iou
 from instseg.ops.matrix_nms import matrix_nms
+from instseg.ops.nms import NMSOptions, nms
 from instseg.ops.point_nms import point_nms
 from instseg.ops.resize import downsample_masks, resize
 
@@ -51,15 +52,24 @@ def test_mask_iou_counts_pixels():
     torch.testing.assert_close(mask_iou(masks), torch.tensor([[1, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 0]]))
 
 
-def test_many_small_masks_give_the_same_iou_as_the_dense_product(monkeypatch):
-    masks = torch.zeros(60, 40, 40, dtype=torch.bool)
-    for i, mask in enumerate(masks):
-        mask[i // 2 : i // 2 + 4, i % 7 : i % 7 + 5] = True
-    monkeypatch.setattr("instseg.ops.mask_iou.SPARSE_BELOW", 2.0)
-    sparse = mask_iou(masks)
-    monkeypatch.setattr("instseg.ops.mask_iou.SPARSE_BELOW", 0.0)
-    assert torch.equal(sparse, mask_iou(masks))
+@pytest.mark.parametrize(("density", "size"), [(0.02, (9, 70)), (0.5, (40, 130)), (0.9, (7, 64)), (0.0, (5, 5))])
+def test_mask_iou_is_the_dense_product_whatever_the_masks(density, size):
+    draw = torch.Generator().manual_seed(0)
+    masks = torch.rand(30, *size, generator=draw) < density
+    masks[::3, : size[0] // 2] = False  # masks whose boxes do not meet
+    masks[1::3, size[0] // 2 :] = False
+    flat = masks.flatten(1).double()
+    shared, areas = flat @ flat.T, flat.sum(dim=1)
+    expected = (shared / (areas[:, None] + areas - shared).clamp(min=1)).float()
+    assert torch.equal(mask_iou(masks), expected)
+    assert torch.equal(mask_iou(masks.to(torch.uint8)), expected)
     assert mask_iou(masks[:0]).shape == (0, 0)
+
+
+def test_mask_iou_leaves_pairs_of_other_labels_out():
+    masks = torch.ones(3, 4, 4, dtype=torch.bool)
+    expected = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 0, 1]])
+    assert torch.equal(mask_iou(masks, torch.tensor([5, 2, 5])), expected)
 
 
 def test_a_single_mask_keeps_its_score_and_none_stay_none():
@@ -107,3 +117,67 @@ def test_a_dynamic_convolution_is_a_convolution_with_that_kernel(k):
     )
     torch.testing.assert_close(dynamic_conv(features, kernels, k), expected, atol=1e-4, rtol=1e-4)
     assert dynamic_conv(features, kernels[:0], k).shape == (0, 7, 9)
+
+
+def overlapping(n, seed):
+    """Descending scores, labels of two classes and a plausible IoU matrix."""
+    draw = torch.Generator().manual_seed(seed)
+    masks = torch.zeros(n, 24, 24, dtype=torch.bool)
+    for mask, (y, x) in zip(masks, torch.randint(0, 14, (n, 2), generator=draw).tolist(), strict=True):
+        mask[y : y + 10, x : x + 10] = True
+    scores = torch.rand(n, generator=draw).sort(descending=True).values
+    return scores, torch.randint(0, 2, (n,), generator=draw), mask_iou(masks)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_hard_nms_is_torchvisions_on_boxes(seed):
+    from torchvision.ops import batched_nms, masks_to_boxes
+
+    scores, labels, _ = overlapping(25, seed)
+    masks = torch.zeros(25, 24, 24, dtype=torch.bool)
+    draw = torch.Generator().manual_seed(seed)
+    for mask, (y, x) in zip(masks, torch.randint(0, 14, (25, 2), generator=draw).tolist(), strict=True):
+        mask[y : y + 10, x : x + 10] = True
+    boxes = masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1])
+    kept = nms(scores, labels, mask_iou(masks), NMSOptions("hard", threshold=0.4)).nonzero()[:, 0]
+    assert kept.tolist() == sorted(batched_nms(boxes, scores, labels, 0.4).tolist())
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "linear"])
+def test_soft_nms_is_its_pseudo_code(kernel):
+    scores, labels, iou = overlapping(20, 3)
+    expected, left = scores.double().clone(), dict(enumerate(scores.double().tolist()))
+    while left:
+        best = max(left, key=lambda k: (left[k], -k))
+        expected[best] = left.pop(best)
+        for k in left:
+            if labels[k] == labels[best]:
+                u = float(iou[k, best])
+                left[k] *= math.exp(-2 * u * u) if kernel == "gaussian" else (1 - u if u > 0.5 else 1.0)
+    ours = nms(scores, labels, iou, NMSOptions("soft", kernel))
+    torch.testing.assert_close(ours, expected.float(), atol=1e-6, rtol=0)
+
+
+def test_fast_nms_lets_a_dropped_mask_drop_others_and_hard_nms_does_not():
+    iou = torch.tensor([[1.0, 0.6, 0.0], [0.6, 1.0, 0.6], [0.0, 0.6, 1.0]])
+    scores, labels = torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3, dtype=torch.int64)
+    assert nms(scores, labels, iou, NMSOptions("fast")).tolist() == pytest.approx([0.9, 0, 0])
+    assert nms(scores, labels, iou, NMSOptions("hard")).tolist() == pytest.approx([0.9, 0, 0.7])
+
+
+@pytest.mark.parametrize("kind", ["matrix", "hard", "soft", "fast"])
+def test_classes_compete_only_when_asked_to(kind):
+    scores, iou = torch.tensor([0.9, 0.8]), torch.ones(2, 2)
+    apart, together = torch.tensor([0, 1]), torch.tensor([1, 1])
+    assert torch.equal(nms(scores, apart, iou, NMSOptions(kind)), scores)
+    lowered = nms(scores, together, iou, NMSOptions(kind))
+    assert lowered[0] == scores[0] and lowered[1] < 0.2
+    torch.testing.assert_close(nms(scores, apart, iou, NMSOptions(kind, class_agnostic=True)), lowered)
+    assert nms(scores[:0], apart[:0], iou[:0, :0], NMSOptions(kind)).shape == (0,)
+
+
+def test_coordinates_of_one_axis_are_those_of_both():
+    features = torch.zeros(1, 1, 3, 5)
+    both = append_coordinates(features)
+    assert torch.equal(append_coordinates(features, "x"), both[:, :2])
+    assert torch.equal(append_coordinates(features, "y"), both[:, [0, 2]])

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from instseg.weights.names import rename
+
 
 def load(path: Path) -> dict:
     return torch.load(path, weights_only=True, map_location="cpu")
@@ -21,25 +23,8 @@ def unpack_masks(packed: dict) -> Tensor:
     return torch.from_numpy(np.unpackbits(bits)[:count].reshape(packed["shape"]).astype(bool))
 
 
-def rename_solov2(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """mmdetection's names of a SOLOv2 head to ours."""
-    renamed = {}
-    for key, value in state.items():
-        new = key
-        for old, ours in (
-            ("mask_feature_head.conv_pred.", "mask_feature.output."),
-            ("mask_feature_head.convs_all_levels.", "mask_feature.levels."),
-            ("kernel_convs.", "head.kernel_tower."),
-            ("cls_convs.", "head.category_tower."),
-            ("conv_kernel.", "head.kernel."),
-            ("conv_cls.", "head.category."),
-        ):
-            if new.startswith(old):
-                new = ours + new.removeprefix(old)
-                break
-        if new.startswith("mask_feature.levels."):
-            _, _, level, name, *rest = new.split(".")
-            position = 2 * int(name.removeprefix("conv"))  # every block is followed by a doubling
-            new = ".".join(["mask_feature.levels", level, str(position), *rest])
-        renamed[new] = value.float()
-    return renamed
+def rename_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """mmdetection's names of a head of the SOLO family to ours."""
+    renamed = rename({f"mask_head.{name}": value for name, value in state.items()})
+    assert renamed is not None and not renamed.unknown
+    return {name: value.float() for name, value in renamed.state.items()}

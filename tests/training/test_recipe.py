@@ -15,8 +15,9 @@ MODEL_FIELDS = ["tower_channels", "input_short", "score_threshold"]
 
 
 def test_the_bundled_recipes() -> None:
-    names = ["finetune", "nuclei", "solov2_1x", "solov2_3x", "solov2_6x", "solov2_light_3x"]
-    assert recipe_names() == names
+    solo = ["solo_1x", "solo_3x", "solo_light_3x"]
+    solov2 = ["solov2_1x", "solov2_3x", "solov2_6x", "solov2_light_3x", "solov2_light_512_3x"]
+    assert recipe_names() == ["finetune", "nuclei", *solo, *solov2]
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -50,6 +51,13 @@ def test_the_papers_recipe() -> None:
     assert (recipe.train_short, recipe.train_long) == ([640, 672, 704, 736, 768, 800], 1333)
     light, _ = load_recipe("solov2_light_3x", {}, config_fields)
     assert (light.train_short, light.train_long) == ([352, 384, 416, 448, 480, 512], 768)
+
+
+def test_the_default_recipe_fits_every_method() -> None:
+    _, fields = load_recipe(None, {"model": "solo_r50"}, config_fields)
+    assert fields["tower_convs"] == 2 and "mask_channels" not in fields
+    with pytest.raises(ConfigError, match="mask_channels"):
+        load_recipe(None, {"model": "solo_r50", "mask_channels": 8}, config_fields)
 
 
 def test_fields_go_to_training_augmentation_and_model() -> None:

@@ -9,13 +9,13 @@ from typing import Annotated, TextIO
 
 import typer
 
-from instseg.cli import benchmark, data, demo, models, predict, train, val
+from instseg.cli import benchmark, convert, data, demo, models, predict, train, val
 from instseg.cli.options import Debug
 from instseg.core.errors import InstsegError
 
 app = typer.Typer(
     name="instseg",
-    help="Instance segmentation without boxes: train, evaluate and run SOLOv2 and its relatives.",
+    help="Instance segmentation without boxes: train, evaluate and run SOLO, SOLOv2 and relatives.",
     epilog="Start with `instseg demo`; every verb has its own --help with examples.",
     no_args_is_help=True,
     add_completion=False,
@@ -29,6 +29,7 @@ app.command("models")(models.models)
 app.command("train")(train.train)
 app.command("val")(val.val)
 app.command("predict")(predict.predict)
+app.command("convert")(convert.convert)
 app.command("benchmark")(benchmark.benchmark)
 app.add_typer(data.app, name="data")
 

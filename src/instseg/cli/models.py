@@ -14,7 +14,7 @@ def models(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """List the models: method, backbone, parameters, FLOPs at the paper's input size, the paper's AP.
+    """List the models: method, backbone, parameters, multiply-adds at the paper's input size, the paper's AP.
 
     With the name of one model: everything about it, its configuration fields included.
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from instseg.infer.zoo import ModelSummary
+    from instseg.weights.catalogue import PublishedFile
 
 LONGEST_CLASS_LIST = 20
 
@@ -57,17 +58,19 @@ def models_table(models: Sequence["ModelSummary"]) -> str:
             m.method,
             m.backbone,
             f"{m.parameters / 1e6:.1f} M",
-            f"{m.flops / 1e9:.0f} G",
+            f"{m.macs / 1e9:.0f} G",
             f"{m.input_size[0]} x {m.input_size[1]}",
             "-" if m.paper_ap is None else f"{m.paper_ap:.1f}",
+            str(len(m.files) or "-"),
         ]
         for m in models
     ]
-    head = ["name", "method", "backbone", "parameters", "FLOPs", "input", "AP"]
+    head = ["name", "method", "backbone", "parameters", "multiply-adds", "input", "AP", "weights"]
     return (
         table(head, rows, left=3)
-        + "\n\nFLOPs: the network for one image of that size, 2 a multiply-add. AP: mask AP on COCO val2017 that the"
-        + "\nauthors state. No weights come with these names: train them, or start from `nuclei`."
+        + "\n\nmultiply-adds: the network for one image of that size. AP: of masks on COCO val2017, as the authors state it."
+        + "\nweights: checkpoints others published, which `instseg models NAME` lists; else train it, or start from"
+        + " `nuclei`."
     )
 
 
@@ -76,15 +79,25 @@ def model_page(model: "ModelSummary") -> str:
     facts = {
         "method": model.method,
         "backbone": model.backbone,
-        "parameters": f"{model.parameters:,}",
-        "FLOPs": f"{model.flops / 1e9:.1f} G for {model.input_size[0]} x {model.input_size[1]} (2 a multiply-add)",
+        "parameters": f"{model.parameters:,}, {model.trained:,} of them trained as published",
+        "multiply-adds": f"{model.macs / 1e9:.1f} G for {model.input_size[0]} x {model.input_size[1]}"
+        + (f"; {model.dense_macs / 1e9:.1f} G with the masks of all cells" if model.dense_macs > model.macs else ""),
         "authors' AP": "not stated" if model.paper_ap is None else f"{model.paper_ap:.1f} (masks, COCO val2017)",
     }
     width = max(len(field) for field in (*facts, *model.config))
     lines = [model.name, *(f"  {name:<{width}}  {value}" for name, value in facts.items())]
+    if model.files:
+        rows = [[f.name, f.code, f"{f.ap:.1f}", f.recipe, f.licence] for f in model.files]
+        lines += ["", "published checkpoints, each a name for --weights, convert, val and predict"]
+        lines += ["  " + line for line in table(["name", "code base", "AP", "recipe", "licence"], rows, 5).split("\n")]
+        lines += [f"  {f.name}: {f.url}{_digest(f)}" for f in model.files]
     lines += ["", "configuration, each a key=value of train, val and predict"]
     lines += [f"  {name:<{width}}  {_value(value)}" for name, value in model.config.items()]
     return "\n".join(lines)
+
+
+def _digest(file: "PublishedFile") -> str:
+    return f" (sha256 {file.sha256}...)" if file.sha256 else " (no digest published)"
 
 
 def _value(value: object) -> str:

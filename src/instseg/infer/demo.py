@@ -55,7 +55,8 @@ def run_demo(
     writes (`metrics.json`, `results.json`, `plots/`), and `report.html`, which shows every image with prediction
     and ground truth side by side.
 
-    model: any model with the category ids of `nuclei-mini`. device: None for the fastest one. say: takes the lines to print.
+    model: any model with the category ids of `nuclei-mini`. device: None for the fastest one. say: takes the lines
+    to print.
 
     Returns the metrics, as :func:`instseg.infer.evaluate.evaluate`.
 

@@ -18,7 +18,9 @@ from instseg.models import MODELS, build_config, build_net, list_models
 from instseg.models.config import ModelConfig
 from instseg.models.preprocess import Preprocess
 from instseg.nn.backbone import Backbone, imagenet_reachable, load_backbone_weights
-from instseg.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from instseg.weights.catalogue import CATALOGUE
+from instseg.weights.checkpoint import Checkpoint, write_checkpoint
+from instseg.weights.source import read_weights
 
 if TYPE_CHECKING:
     from instseg.infer.prediction import Prediction
@@ -211,7 +213,7 @@ def create_model(
     categories: Categories | None = None,
 ) -> InstanceModel:
     """A model of the zoo. See :func:`instseg.create_model`."""
-    checkpoint = read_checkpoint(weights) if weights is not None else None
+    checkpoint = read_weights(weights, name) if weights is not None else None
     known = checkpoint.config if checkpoint is not None and checkpoint.model == name else {}
     fields = {**known, **(overrides or {})}
     count = num_classes if num_classes is not None else (len(categories) if categories else None)
@@ -282,13 +284,14 @@ def _load_into(model: InstanceModel, checkpoint: Checkpoint, path: str) -> None:
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device | None = None) -> InstanceModel:
-    """A ready model in evaluation mode from a file that ``save`` or a training run wrote.
+    """A ready model in evaluation mode from a file that ``save`` or a training run wrote, or a published checkpoint
+    of another code base (``.pth``, or a name of the catalogue).
 
     Raises:
         CheckpointError: the file is missing, torn, not ours, or of a model that this version does not know.
         ConfigError: its configuration has a field that this version does not know.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_weights(path)
     if checkpoint.model not in MODELS:
         raise CheckpointError(
             f'{os.fspath(path)} holds a "{checkpoint.model}", which this version of instseg does not know: update it.'
@@ -323,10 +326,11 @@ def resolve_model(text: str | os.PathLike[str] | InstanceModel, device: str | No
     if name in MODELS:
         model = create_model(name).eval()
         return model.to(device) if device is not None else model
-    if path.suffix == ".safetensors" or path.exists():
+    if path.suffix == ".safetensors" or path.exists() or name in CATALOGUE:
         return load(path, device)
     raise ConfigError(
-        f'"{name}" is neither a file, a run folder, "nuclei", nor a model of the zoo ({", ".join(list_models())}).'
+        f'"{name}" is neither a file, a run folder, "nuclei", a published checkpoint, nor a model '
+        f"of the zoo ({', '.join(list_models())})."
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from instseg.core.errors import ConfigError, did_you_mean
 from instseg.models import build_config, build_net, get_entry, list_models
+from instseg.weights.catalogue import PublishedFile, published_for
 
 
 @dataclass(frozen=True)
@@ -16,21 +17,27 @@ class ModelSummary:
         method: the method's own name.
         backbone: timm's name of the backbone.
         parameters: number of parameters, frozen ones included.
-        flops: of the network for one image of ``input_size``, 2 for a multiply-add; convolutions and matrix products,
+        trained: those that train with the stem and the first stage frozen, as published.
+        macs: multiply-adds of the network for one image of ``input_size``, in convolutions and matrix products,
             without decoding, whose cost depends on what is found.
+        dense_macs: the same with the masks of all cells, as the published code makes them; SOLO alone saves them.
         input_size: (height, width) the paper's figures are for, pixels.
         paper_ap: COCO val2017 mask AP that the authors state for it, None where they state none.
         config: its configuration fields.
+        files: published checkpoints of it.
     """
 
     name: str
     method: str
     backbone: str
     parameters: int
-    flops: int
+    trained: int
+    macs: int
+    dense_macs: int
     input_size: tuple[int, int]
     paper_ap: float | None
     config: dict[str, Any]
+    files: list[PublishedFile]
 
 
 def find_models(pattern: str) -> list[str]:
@@ -48,20 +55,27 @@ def summarise(name: str) -> ModelSummary:
     from torch.utils.flop_counter import FlopCounterMode
 
     entry = get_entry(name)
-    config = build_config(name, {})
+    config = build_config(name, {"frozen_stages": 1})
     height, width = entry.paper_input
     with torch.device("meta"):
-        net = build_net(name, config).eval()
+        net: Any = build_net(name, config).eval()
         image = torch.empty(1, 3, -(-height // 32) * 32, -(-width // 32) * 32)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(image)
+        outputs = net(image)
+    with FlopCounterMode(display=False) as masks, torch.no_grad():
+        if hasattr(net, "all_masks"):
+            net.all_masks(outputs)
+    macs = counter.get_total_flops() // 2
     return ModelSummary(
         name=name,
         method=entry.method,
         backbone=str(getattr(net.backbone, "timm_name", config.backbone)),
         parameters=sum(p.numel() for p in net.parameters()),
-        flops=counter.get_total_flops(),
+        trained=sum(p.numel() for p in net.parameters() if p.requires_grad),
+        macs=macs,
+        dense_macs=macs + masks.get_total_flops() // 2,
         input_size=entry.paper_input,
         paper_ap=entry.paper_ap,
-        config=config.model_dump(),
+        config=build_config(name, {}).model_dump(),
+        files=published_for(name),
     )

@@ -3,14 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from torch import nn
 
 from instseg.core.errors import ConfigError, did_you_mean
+from instseg.models import solo, solov2
 from instseg.models.config import ModelConfig
-from instseg.models.solov2 import SOLOv2, SOLOv2Config, light
+from instseg.models.decoupled_solo import DecoupledSOLO, DecoupledSOLOConfig
+from instseg.models.solo import SOLO, SOLOConfig
+from instseg.models.solov2 import SOLOv2, SOLOv2Config
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class ModelEntry:
         net: its network class, built from a configuration.
         fields: what this name changes of the configuration's defaults.
         paper_ap: COCO val2017 mask AP that the authors' repository states for this model, None where it states none.
-        paper_input: (height, width) the paper's figures are for, pixels.
+        paper_input: (height, width) of the image that operations are counted for, pixels, as the papers count them.
     """
 
     method: str
@@ -31,26 +34,61 @@ class ModelEntry:
     net: type[nn.Module]
     fields: Mapping[str, Any]
     paper_ap: float | None
-    paper_input: tuple[int, int] = (800, 1333)
+    paper_input: tuple[int, int] = (800, 1280)
 
 
-def _solov2(backbone: str, paper_ap: float | None, **changes: Any) -> ModelEntry:
-    return ModelEntry("SOLOv2", SOLOv2Config, SOLOv2, {"backbone": backbone, **changes}, paper_ap)
+def _solo(paper_ap: float | None, **fields: Any) -> ModelEntry:
+    return ModelEntry("SOLO", SOLOConfig, SOLO, fields, paper_ap)
 
 
-def _solov2_light(backbone: str, paper_ap: float | None) -> ModelEntry:
-    fields = light(backbone=backbone)
-    return ModelEntry("SOLOv2-light", SOLOv2Config, SOLOv2, fields, paper_ap, (448, 768))
+def _single(grid: int) -> ModelEntry:
+    fields = {"backbone": "r50", "pyramid": False, "grids": (grid,), "scale_ranges": ((1, 1e6),)}
+    return ModelEntry("SOLO-single", SOLOConfig, SOLO, fields, None)
 
+
+def _decoupled(paper_ap: float | None, **fields: Any) -> ModelEntry:
+    return ModelEntry("Decoupled SOLO", DecoupledSOLOConfig, DecoupledSOLO, fields, paper_ap)
+
+
+def _decoupled_light(paper_ap: float | None, **fields: Any) -> ModelEntry:
+    fields = {"backbone": "r50", "shared_tower": True, **solo.light(), **fields}
+    return ModelEntry("Decoupled SOLO-light", DecoupledSOLOConfig, DecoupledSOLO, fields, paper_ap, (512, 852))
+
+
+def _solov2(paper_ap: float | None, **fields: Any) -> ModelEntry:
+    return ModelEntry("SOLOv2", SOLOv2Config, SOLOv2, fields, paper_ap)
+
+
+def _solov2_light(paper_ap: float | None, backbone: str, size: Literal[448, 512] = 448) -> ModelEntry:
+    fields = {"backbone": backbone, **solov2.light(size)}
+    paper_input = (448, 768) if size == 448 else (512, 852)
+    return ModelEntry("SOLOv2-light", SOLOv2Config, SOLOv2, fields, paper_ap, paper_input)
+
+
+_DCN: dict[str, Any] = {"dcn": 2, "dcn_towers": "all", "mask_feature_dcn": True}
 
 MODELS: dict[str, ModelEntry] = {
-    "solov2_r18": _solov2("r18", None),
-    "solov2_r34": _solov2("r34", None),
-    "solov2_r50": _solov2("r50", 37.5),
-    "solov2_r101": _solov2("r101", 39.1),
-    "solov2_light_448_r18": _solov2_light("r18", 29.6),
-    "solov2_light_448_r34": _solov2_light("r34", 32.0),
-    "solov2_light_448_r50": _solov2_light("r50", 33.7),
+    "solo_r50": _solo(35.8, backbone="r50"),
+    "solo_r101": _solo(37.1, backbone="r101"),
+    "solo_r50_single_12": _single(12),
+    "solo_r50_single_24": _single(24),
+    "solo_r50_single_36": _single(36),
+    "decoupled_solo_r50": _decoupled(36.4, backbone="r50"),
+    "decoupled_solo_r101": _decoupled(37.9, backbone="r101"),
+    "decoupled_solo_light_r50": _decoupled_light(33.0),
+    "decoupled_solo_light_r50_dcn": _decoupled_light(35.0, dcn=1, dcn_towers="last"),
+    "solov2_r18": _solov2(None, backbone="r18"),
+    "solov2_r34": _solov2(None, backbone="r34"),
+    "solov2_r50": _solov2(37.5, backbone="r50"),
+    "solov2_r101": _solov2(39.1, backbone="r101"),
+    "solov2_r101_dcn": _solov2(41.4, backbone="r101", **_DCN),
+    "solov2_x101_dcn": _solov2(42.4, backbone="x101_64x4d", **_DCN),
+    "solov2_light_448_r18": _solov2_light(29.6, "r18"),
+    "solov2_light_448_r34": _solov2_light(32.0, "r34"),
+    "solov2_light_448_r50": _solov2_light(33.7, "r50"),
+    "solov2_light_512_r50_dcn": _solov2_light(36.4, "r50", 512),
+    "solov2_decoupled_r101": _solov2(39.3, backbone="r101", mask_groups=4, mask_channels=64),
+    "solov2_plus_r101_dcn": _solov2(None, backbone="r101", **_DCN, semantic_weight=1.0, grids=(80, 64, 32, 24, 12)),
 }
 
 

@@ -4,6 +4,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from instseg.nn.deform import Version
+
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -14,7 +16,9 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     num_classes: Positive = 80
-    backbone: str = "r50"  # a short name (r18, r34, r50, r101) or any timm feature extractor
+    backbone: str = "r50"  # a short name (r18, r34, r50, r101, x101_64x4d) or any timm feature extractor
+    dcn: Version = 0  # deformable convolutions of this version in the backbone's stages 2 to 4; 0: none
+    stride_in_1x1: bool = False  # ResNets that halve in the first 1x1 convolution, as Caffe's and detectron2's
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0  # 1 freezes the stem and the first stage; 0 nothing
     norm_eval: bool = False  # batch norms keep their running statistics while training
 
@@ -22,6 +26,9 @@ class ModelConfig(BaseModel):
     input_long: Positive = 1333  # pixels, ... unless the longer side would exceed this
     input_enlarge: bool = True  # False: smaller images keep their size
     input_scale: Annotated[float, Field(gt=0)] | None = None  # a fixed factor instead of the two sides above
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # of the network's channels, in [0, 255]
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    bgr: bool = False  # the network takes blue first; mean and deviation are in its own order
     antialias: bool = False  # smooth before shrinking; published checkpoints were trained without
     tile: Positive | None = None  # pixels of network input: larger images are predicted in squares of this side
     tile_overlap: Annotated[int, Field(ge=0)] = 128  # pixels of network input that neighbouring tiles share

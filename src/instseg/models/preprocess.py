@@ -10,9 +10,6 @@ from torch import Tensor
 from instseg.core.geometry import View, scale_boxes
 from instseg.models.config import ModelConfig
 
-# ImageNet statistics of RGB in [0, 255], as the torchvision weights expect them.
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
 DIVISOR = 32
 
 
@@ -63,11 +60,12 @@ class Preprocess:
         """
         height, width = padded or (max(i.shape[-2] for i in images), max(i.shape[-1] for i in images))
         height, width = height + -height % DIVISOR, width + -width % DIVISOR
-        mean = images[0].new_tensor(MEAN)[:, None, None]
-        std = images[0].new_tensor(STD)[:, None, None]
+        mean = images[0].new_tensor(self.config.pixel_mean)[:, None, None]
+        std = images[0].new_tensor(self.config.pixel_std)[:, None, None]
         out = images[0].new_zeros(len(images), 3, height, width)
         for slot, image in zip(out, images, strict=True):
-            slot[:, : image.shape[-2], : image.shape[-1]] = (image - mean) / std
+            pixels = image.flip(0) if self.config.bgr else image
+            slot[:, : image.shape[-2], : image.shape[-1]] = (pixels - mean) / std
         return out
 
     def view(self, image: Tensor) -> View:

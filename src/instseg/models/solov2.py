@@ -1,4 +1,4 @@
-"""SOLOv2, "Dynamic SOLO": SOLO (journal) section 3.2.3.
+"""SOLOv2, "Dynamic SOLO": SOLO (journal) section 3.2.3, with Decoupled Dynamic SOLO and SOLOv2+ of section 4.5.
 
 An image is divided into grids of S x S cells. The cell that holds an object's centre predicts its class and the
 kernel of a convolution; that convolution, applied to one feature map F of the whole image, is the object's mask.
@@ -6,86 +6,64 @@ kernel of a convolution; that convolution, applied to one feature map F of the w
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
 
-from instseg.core.geometry import Placement, View
-from instseg.core.instances import Instances
-from instseg.core.masks import Masks
-from instseg.losses.dice import dice_loss
-from instseg.losses.focal import category_focal_loss
-from instseg.models.config import Fraction, ModelConfig, Positive
+from instseg.models.config import Positive
 from instseg.models.grid import Assignment, assign_cells
-from instseg.nn.backbone import Backbone
-from instseg.nn.blocks import prediction_conv, prior_bias, tower
-from instseg.nn.fpn import FPN
+from instseg.models.grid_config import GridConfig
+from instseg.models.grid_net import MASK_STRIDE, GridNet, GridOutputs, MaskMap
+from instseg.nn.blocks import ConvGNReLU, Tower, prediction_conv, prior_bias
 from instseg.nn.mask_feature import MaskFeature
 from instseg.ops.coords import append_coordinates
 from instseg.ops.dynamic_conv import dynamic_conv
-from instseg.ops.mask_iou import mask_iou
-from instseg.ops.matrix_nms import matrix_nms
-from instseg.ops.point_nms import point_nms
-from instseg.ops.resize import downsample_masks, resize
+from instseg.ops.resize import resize
 
-# Strides of the (re-strided) levels that enter the head; also the least area of a mask, in pixels of F.
-STRIDES = (8, 8, 16, 32, 32)
-MASK_STRIDE = 4
-# Soft masks of one chunk of candidates held at a time, in values: bounds memory whatever the number of candidates.
-CHUNK_VALUES = 32_000_000
+SEPARATE_CONVS = 7  # depth of the separate mask features, as SOLO's mask branch
 
 
-class SOLOv2Config(ModelConfig):
+class SOLOv2Config(GridConfig):
     """Published values by default; the light models of the zoo change some of them."""
 
-    fpn_channels: Positive = 256
     tower_convs: Positive = 4
     tower_channels: Positive = 512
     mask_hidden: Positive = 128  # channels inside the mask feature branch
     mask_channels: Positive = 256  # E, channels of the mask feature F
-    kernel_size: Literal[1, 3] = 1  # k of the dynamic convolution; a kernel has E k k values
-
-    grids: tuple[Positive, ...] = (40, 36, 24, 16, 12)  # S of each level, fine to coarse; one to five levels
-    scale_ranges: tuple[tuple[float, float], ...] = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
-    centre_region: Fraction = 0.2  # side of the positive region around the centre of mass, share of the box
+    kernel_size: Literal[1, 3] = 1  # k of the dynamic convolution; a kernel has E k k values (table 5a)
+    mask_groups: Positive = 1  # A: a mask is the product of A maps, each with a kernel of its own (table 6c)
+    mask_feature: Literal["unified", "separate"] = "unified"  # one F for all levels, or one a level (table 5c)
+    mask_feature_dcn: bool = False  # deformable convolutions in the mask feature branch, of version dcn
+    kernel_coords: bool = True  # the kernel branch sees coordinates (table 5b)
+    feature_coords: bool = True  # the mask feature branch sees coordinates (table 5b)
+    semantic_weight: float = 0.0  # of the auxiliary semantic loss of SOLOv2+ (table 6a); 0: no such branch
     shared_cells: Literal["all", "mmdet", "last"] = "all"  # objects in one cell: train on all (mean over masks),
     # on all (sum over masks / number of cells, as mmdetection), or on the last one alone
 
-    mask_weight: float = 3.0
-    category_weight: float = 1.0
-    focal_alpha: Fraction = 0.25
-    focal_gamma: float = 2.0
-
-    score_threshold: Fraction = 0.1  # candidates score above it, before masks
-    mask_threshold: Fraction = 0.5
-    nms_kernel: Literal["gaussian", "linear"] = "gaussian"
-    nms_sigma: Annotated[float, Field(gt=0)] = 2.0  # multiplier; the paper's 0.5 divides
-    nms_pre: Positive = 500  # candidates that enter Matrix NMS
-    class_agnostic: bool = False  # masks of different classes suppress each other
-    keep_threshold: Fraction = 0.05  # objects score at least this after Matrix NMS
-
     @model_validator(mode="after")
-    def _levels(self) -> Self:
-        if not 1 <= len(self.grids) <= len(STRIDES) or len(self.grids) != len(self.scale_ranges):
-            raise ValueError(f"grids and scale_ranges must have one entry for each of 1 to {len(STRIDES)} levels")
+    def _deformable(self) -> Self:
+        if self.mask_feature_dcn and not self.dcn:
+            raise ValueError("mask_feature_dcn needs the version of the deformable convolutions: dcn=1 or dcn=2")
         return self
 
 
 @dataclass(frozen=True)
-class SOLOv2Outputs:
+class SOLOv2Outputs(GridOutputs):
     """Raw outputs for a batch.
 
     Attributes:
-        categories: for each level (B, C, S, S) logits.
-        kernels: for each level (B, E k k, S, S).
-        mask_feature: F, (B, E, H/4, W/4), not negative.
+        kernels: for each level (B, A E k k, S, S).
+        mask_features: the one F, (B, E, H/4, W/4), not negative; with separate features one a level, half as fine.
+        semantic: (B, C, H/4, W/4) logits of the auxiliary branch while training, else None.
     """
 
-    categories: list[Tensor]
     kernels: list[Tensor]
-    mask_feature: Tensor
+    mask_features: list[Tensor]
+    semantic: Tensor | None = None
 
 
 class SOLOv2Head(nn.Module):
@@ -95,149 +73,125 @@ class SOLOv2Head(nn.Module):
     def __init__(self, config: SOLOv2Config) -> None:
         super().__init__()
         channels, width, depth = config.fpn_channels, config.tower_channels, config.tower_convs
-        self.grids = config.grids
-        self.category_tower = tower(channels, width, depth)
+        dcn, dcn_from = config.tower_dcn(depth)
+        self.grids, self.kernel_coords = config.grids, config.kernel_coords
+        kernel_inputs = channels + 2 if config.kernel_coords else channels
+        self.category_tower = Tower(channels, width, depth, dcn=dcn, dcn_from=dcn_from)
         self.category = prediction_conv(width, config.num_classes, bias=prior_bias())
-        self.kernel_tower = tower(channels + 2, width, depth)
-        self.kernel = prediction_conv(width, config.mask_channels * config.kernel_size**2)
+        self.kernel_tower = Tower(kernel_inputs, width, depth, dcn=dcn, dcn_from=dcn_from)
+        self.kernel = prediction_conv(width, config.mask_groups * config.mask_channels * config.kernel_size**2)
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Re-strided levels, each (B, fpn_channels, h, w), to category logits and kernels of each level."""
         categories, kernels = [], []
         for s, level in zip(self.grids, levels, strict=True):
             x = resize(append_coordinates(level), (s, s))  # B, 258, S, S: coordinates are resized with the features
-            kernels.append(self.kernel(self.kernel_tower(x)))
+            kernels.append(self.kernel(self.kernel_tower(x if self.kernel_coords else x[:, :-2])))
             categories.append(self.category(self.category_tower(x[:, :-2])))
         return categories, kernels
 
 
-class SOLOv2(nn.Module):
+class SOLOv2(GridNet):
     """The network, its loss and its decoding: three pure steps."""
 
     def __init__(self, config: SOLOv2Config) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = Backbone(config.backbone, config.frozen_stages, config.norm_eval)
-        self.fpn = FPN(self.backbone.channels, config.fpn_channels)
-        self.mask_feature = MaskFeature(config.fpn_channels, config.mask_hidden, config.mask_channels)
+        super().__init__(config)
+        channels = config.fpn_channels
+        self.mask_feature: nn.Module
+        if config.mask_feature == "unified":
+            dcn = config.dcn if config.mask_feature_dcn else 0
+            self.mask_feature = MaskFeature(
+                channels, config.mask_hidden, config.mask_channels, config.feature_coords, dcn
+            )
+            self.maps = [MaskMap(MASK_STRIDE, 0, sum(s * s for s in config.grids))]
+        else:
+            self.mask_feature = Tower(
+                channels, config.mask_channels, SEPARATE_CONVS, coord_convs=int(config.feature_coords)
+            )
         self.head = SOLOv2Head(config)
-
-    def forward(self, x: Tensor) -> SOLOv2Outputs:
-        """(B, 3, H, W), normalised, sides multiples of 32."""
-        return self.predict_pyramid(self.fpn(self.backbone(x)))
+        if config.semantic_weight:
+            self.semantic = nn.Sequential(
+                ConvGNReLU(channels, 128),
+                ConvGNReLU(128, 128),
+                prediction_conv(128, config.num_classes, bias=prior_bias()),
+            )
 
     def predict_pyramid(self, pyramid: Sequence[Tensor]) -> SOLOv2Outputs:
         """[P2, ..., P6] at strides 4 to 64 to raw outputs."""
-        p2, p3, p4, p5, p6 = pyramid
-        levels = [resize(p2, tuple(p3.shape[-2:])), p3, p4, p5, resize(p6, tuple(p5.shape[-2:]))]  # type: ignore[arg-type]
-        categories, kernels = self.head(levels[: len(self.config.grids)])
-        return SOLOv2Outputs(categories, kernels, self.mask_feature(pyramid))
+        levels = self.head_levels(pyramid)
+        categories, kernels = self.head(levels)
+        unified = self.config.mask_feature == "unified"
+        features = [self.mask_feature(pyramid)] if unified else [self.mask_feature(x) for x in levels]
+        semantic = self.semantic(pyramid[0]) if self.training and self.config.semantic_weight else None
+        size = (pyramid[0].shape[-2], pyramid[0].shape[-1])
+        return SOLOv2Outputs(categories, size, kernels, features, semantic)
+
+    def mask_probabilities(
+        self, outputs: SOLOv2Outputs, image: int, level: int, cells: Tensor, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """The dynamic convolution of some cells; with ``mask_groups`` the product of their A maps."""
+        c = self.config
+        feature = outputs.mask_features[level][image]
+        one_map = len(self.maps) == 1
+        # Cells of one level, or of all levels in a row.
+        chosen = [k[image].flatten(1) for k in (outputs.kernels if one_map else [outputs.kernels[level]])]
+        kernels = torch.cat(chosen, dim=1).T[cells]  # N, A E k k
+        if not one_map and c.kernel_size > 1:  # else the enlargement may follow the convolution: they commute
+            feature = resize(feature[None], (2 * feature.shape[1], 2 * feature.shape[2]))[0]
+        groups = kernels.reshape(-1, c.mask_channels * c.kernel_size**2)  # N A, E k k
+        logits = dynamic_conv(feature, groups, c.kernel_size).float()
+        if not one_map and c.kernel_size == 1:
+            logits = resize(logits[None], (2 * logits.shape[1], 2 * logits.shape[2]))[0]
+        if c.mask_groups == 1:
+            soft = logits.sigmoid()
+        else:  # the product of sigmoids, in logarithms
+            soft = F.logsigmoid(logits).view(len(kernels), c.mask_groups, *logits.shape[1:]).sum(dim=1).exp()
+        return soft if size is None else resize(soft[None], size)[0]
 
     # --- training: section 3.3 ------------------------------------------------------------------------------------
 
     def assign(self, target: dict[str, Tensor], padded: tuple[int, int]) -> Assignment:
-        """The positive cells of one image; ``target`` as in :meth:`loss`, ``padded`` (H, W) of the batch."""
+        """The positive cells of one image. By default a cell that two objects share is trained towards both."""
         c = self.config
-        assignment = assign_cells(target["boxes"], target["masks"], padded, c.grids, c.scale_ranges, c.centre_region)
-        return assignment.owned() if c.shared_cells == "last" else assignment
+        found = assign_cells(target["boxes"], target["masks"], padded, c.grids, c.scale_ranges, c.centre_region)
+        return found.owned() if c.shared_cells == "last" else found
+
+    def mask_items(self, losses: int, cells: int) -> int:
+        return cells if self.config.shared_cells == "mmdet" else losses
 
     def loss(self, outputs: SOLOv2Outputs, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Equation (4): the focal loss of the categories and three times the dice loss of the masks.
+        """As :meth:`GridNet.loss`; with the semantic branch also ``loss_semantic``."""
+        losses = super().loss(outputs, targets)
+        if outputs.semantic is not None:
+            labels = torch.stack([self._semantic_labels(t, outputs.size) for t in targets])
+            losses["loss_semantic"] = self.config.semantic_weight * semantic_loss(outputs.semantic, labels)
+        return losses
 
-        Args:
-            outputs: of a batch of B images.
-            targets: for each image ``boxes`` (N, 4) float xyxy and ``masks`` (N, h, w) uint8 or bool in pixels of
-                the network input without padding, ``labels`` (N,) int64.
-
-        Returns:
-            ``loss_category`` and ``loss_mask``, float32 scalars, weighted. Without any object the mask loss is a
-            zero that still reaches every parameter.
-        """
-        c = self.config
-        _, _, h, w = outputs.mask_feature.shape
-        kernels = torch.cat([k.flatten(2) for k in outputs.kernels], dim=2)  # B, D, K
-        logits = torch.cat([p.flatten(2) for p in outputs.categories], dim=2).transpose(1, 2)  # B, K, C
-        mask_losses: list[Tensor] = []
-        labels: list[Tensor] = []
-        for i, target in enumerate(targets):
-            assignment = self.assign(target, (h * MASK_STRIDE, w * MASK_STRIDE))
-            # Row -1 of the padded labels is background.
-            padded_labels = torch.cat([target["labels"], target["labels"].new_tensor([c.num_classes])])
-            labels.append(padded_labels[assignment.owner])
-            if len(assignment.cells):
-                mask_losses.append(self._mask_losses(outputs.mask_feature[i], kernels[i], assignment, target["masks"]))
-        cell_labels = torch.cat(labels)
-        positives = int((cell_labels < c.num_classes).sum())
-        if mask_losses:
-            items = torch.cat(mask_losses)
-            loss_mask = items.sum() / (positives if c.shared_cells == "mmdet" else len(items))
-        else:
-            loss_mask = 0.0 * (kernels.float().sum() + outputs.mask_feature.float().sum())
-        loss_category = category_focal_loss(logits.flatten(0, 1), cell_labels, positives, c.focal_alpha, c.focal_gamma)
-        return {"loss_category": c.category_weight * loss_category, "loss_mask": c.mask_weight * loss_mask}
-
-    def _mask_losses(self, feature: Tensor, kernels: Tensor, assignment: Assignment, masks: Tensor) -> Tensor:
-        """Dice losses (P,) of one image. Only positive cells are gathered: no target of S S x H x W exists."""
-        _, h, w = feature.shape
-        small = downsample_masks(masks, MASK_STRIDE)[:, :h, :w]
-        targets = small.new_zeros(len(small), h, w)
-        targets[:, : small.shape[1], : small.shape[2]] = small
-        logits = dynamic_conv(feature, kernels.T[assignment.cells], self.config.kernel_size)  # P, H/4, W/4
-        return dice_loss(logits.float().sigmoid(), targets[assignment.objects])
-
-    # --- inference: section 3.3.3 and 3.3.4 -----------------------------------------------------------------------
-
-    def decode(self, outputs: SOLOv2Outputs, views: Sequence[View]) -> list[Instances]:
-        """The objects of each image, masks at the resolution of F. ``views`` say where each input lies in its
-        image."""
-        scores = torch.cat([point_nms(p.float().sigmoid()).flatten(2) for p in outputs.categories], dim=2)  # B, C, K
-        kernels = torch.cat([k.flatten(2) for k in outputs.kernels], dim=2)  # B, D, K
-        return [
-            self._decode_image(scores[i].T, kernels[i].T, outputs.mask_feature[i], view) for i, view in enumerate(views)
-        ]
-
-    def _decode_image(self, scores: Tensor, kernels: Tensor, feature: Tensor, view: View) -> Instances:
-        c = self.config
-        cells, labels = (scores > c.score_threshold).nonzero(as_tuple=True)
-        scores, kernels = scores[cells, labels], kernels[cells]
-        strides = torch.cat([torch.full((s * s,), t) for s, t in zip(c.grids, STRIDES, strict=False)]).to(cells.device)
-
-        # Area and maskness of every candidate in chunks, so that memory does not grow with their number.
-        area, maskness = scores.new_zeros(len(scores)), scores.new_zeros(len(scores))
-        chunk = max(1, CHUNK_VALUES // feature[0].numel())
-        for i in range(0, len(scores), chunk):
-            soft = self._soft_masks(feature, kernels[i : i + chunk])  # N, H/4, W/4
-            inside = soft > c.mask_threshold
-            area[i : i + chunk] = inside.sum(dim=(1, 2))
-            maskness[i : i + chunk] = (soft * inside).sum(dim=(1, 2)) / area[i : i + chunk].clamp(min=1)
-        scores = scores * maskness
-        kept = (area > strides[cells]).nonzero()[:, 0]
-        kept = kept[scores[kept].argsort(descending=True, stable=True)][: c.nms_pre]
-
-        soft = soft[kept] if 0 < len(cells) <= chunk else self._soft_masks(feature, kernels[kept])
-        scores, labels = scores[kept], labels[kept]
-        iou = mask_iou(soft > c.mask_threshold)
-        scores = matrix_nms(scores, labels, iou, c.nms_kernel, c.nms_sigma, c.class_agnostic)
-        order = scores.argsort(descending=True, stable=True)
-        order = order[scores[order] >= c.keep_threshold]
-        capped = len(order) > c.max_instances
-        order = order[: c.max_instances]
-        placement = Placement.of(view, (feature.shape[1], feature.shape[2]), MASK_STRIDE)
-        masks = Masks.from_soft(soft[order], placement, view.image_size, c.mask_threshold)
-        return Instances(scores[order], labels[order], masks, capped)
-
-    def _soft_masks(self, feature: Tensor, kernels: Tensor) -> Tensor:
-        return dynamic_conv(feature, kernels, self.config.kernel_size).float().sigmoid()
+    def _semantic_labels(self, target: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """(H/4, W/4) int64: at each fourth pixel the class of the smallest object there, else ``num_classes``."""
+        masks = target["masks"][:, MASK_STRIDE // 2 :: MASK_STRIDE, MASK_STRIDE // 2 :: MASK_STRIDE].bool()
+        labels = torch.full(size, self.config.num_classes, device=masks.device)
+        corner = labels[: masks.shape[1], : masks.shape[2]]
+        areas = target["masks"].flatten(1).sum(dim=1, dtype=torch.int64)
+        for i in areas.argsort(descending=True, stable=True).tolist():
+            corner[masks[i]] = target["labels"][i]
+        return labels
 
 
-def light(**changes: object) -> dict[str, object]:
-    """Fields of the light models (448 pixels): narrow towers, small inputs."""
-    return {
-        "tower_convs": 2,
-        "tower_channels": 256,
-        "mask_channels": 128,
-        "scale_ranges": ((1, 56), (28, 112), (56, 224), (112, 448), (224, 896)),
-        "input_short": 448,
-        "input_long": 768,
-        **changes,
-    }
+def semantic_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Focal loss (alpha 0.25, gamma 2) of (B, C, h, w) logits, divided by the number of object pixels; ``labels``
+    (B, h, w) is C on the ground."""
+    targets = F.one_hot(labels, logits.shape[1] + 1)[..., :-1].permute(0, 3, 1, 2).float()
+    loss: Tensor = sigmoid_focal_loss(logits.float(), targets, alpha=0.25, gamma=2.0, reduction="sum")
+    return loss / targets.sum().clamp(min=1)
+
+
+def light(size: Literal[448, 512] = 448) -> dict[str, object]:
+    """Fields of the light models: narrow towers, small inputs. The one for 512 pixels has deformable convolutions."""
+    fields: dict[str, object] = {"tower_channels": 256, "mask_channels": 128, "input_short": size}
+    if size == 448:
+        ranges = ((1, 56), (28, 112), (56, 224), (112, 448), (224, 896))
+        return {**fields, "tower_convs": 2, "scale_ranges": ranges, "input_long": 768}
+    ranges = ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))
+    deformable = {"dcn": 1, "dcn_towers": "last"}
+    return {**fields, **deformable, "tower_convs": 3, "scale_ranges": ranges, "input_long": 852}

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from instseg.core.errors import CheckpointError, ConfigError, did_you_mean
+from instseg.nn.deform import DeformConv2d, Version
 
 # The short names of the zoo; the ImageNet weights the papers start from are torchvision's first ones.
 SHORT_NAMES = {
@@ -14,6 +15,8 @@ SHORT_NAMES = {
     "r34": "resnet34.tv_in1k",
     "r50": "resnet50.tv_in1k",
     "r101": "resnet101.tv_in1k",
+    "x101_64x4d": "resnext101_64x4d.tv_in1k",
+    "x101_32x8d": "resnext101_32x8d.tv_in1k",
 }
 STRIDES = (4, 8, 16, 32)
 
@@ -26,12 +29,23 @@ class Backbone(nn.Module):
             strides 4, 8, 16 and 32.
         frozen_stages: 0 freezes nothing, 1 the stem and the first stage, 2 also the second, ...
         norm_eval: batch norms keep their running statistics while training.
+        dcn: version of the deformable convolutions in place of the 3x3 ones of the bottlenecks of stages 2 to 4;
+            0 for none.
+        stride_in_1x1: a stage halves its input in the first 1x1 convolution, as Caffe's and detectron2's ResNets do,
+            and not in the 3x3 one.
 
     Raises:
-        ConfigError: timm does not know the name, or the model has no such pyramid.
+        ConfigError: timm does not know the name, or the model has no such pyramid, or no bottlenecks to change.
     """
 
-    def __init__(self, name: str, frozen_stages: int = 0, norm_eval: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        frozen_stages: int = 0,
+        norm_eval: bool = False,
+        dcn: Version = 0,
+        stride_in_1x1: bool = False,
+    ) -> None:
         super().__init__()
         self.timm_name = SHORT_NAMES.get(name, name)
         self.frozen_stages = frozen_stages
@@ -40,6 +54,8 @@ class Backbone(nn.Module):
         info: Any = self.body.feature_info
         self.channels: list[int] = [info.channels()[i] for i in self.levels]
         self._frozen: list[str] = []
+        if dcn or stride_in_1x1:
+            _change_bottlenecks(self.body, self.timm_name, dcn, stride_in_1x1)
         if frozen_stages:
             self._freeze([info.module_name()[i] for i in self.levels])
 
@@ -89,6 +105,21 @@ def _create(name: str, timm_name: str) -> tuple[nn.Module, list[int]]:
     return body, [reductions.index(stride) for stride in STRIDES]
 
 
+def _change_bottlenecks(body: nn.Module, name: str, dcn: Version, stride_in_1x1: bool) -> None:
+    for stage in ("layer2", "layer3", "layer4"):
+        blocks: Any = getattr(body, stage, None)
+        if blocks is None or not all(hasattr(block, "conv3") for block in blocks):
+            raise ConfigError(f'backbone "{name}" has no ResNet bottlenecks: set dcn=0 and stride_in_1x1=false.')
+        for block in blocks:
+            if stride_in_1x1:
+                block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+            if dcn:
+                old = block.conv2
+                block.conv2 = DeformConv2d(
+                    old.in_channels, old.out_channels, 3, version=dcn, stride=old.stride[0], groups=old.groups
+                )
+
+
 def load_backbone_weights(backbone: Backbone, weights: str) -> str:
     """Fills ``backbone`` and returns what was loaded, for the record.
 
@@ -105,7 +136,9 @@ def load_backbone_weights(backbone: Backbone, weights: str) -> str:
         state, source = _read(Path(weights)), weights
     wanted = backbone.body.state_dict()
     state = {k.removeprefix("module.").removeprefix("backbone.").removeprefix("body."): v for k, v in state.items()}
-    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    # Offsets of deformable convolutions are never pretrained: they start at zero.
+    known = ("num_batches_tracked", "conv_offset.weight", "conv_offset.bias")
+    missing = [k for k in wanted if k not in state and not k.endswith(known)]
     wrong = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
     if missing or wrong:
         raise CheckpointError(

@@ -147,11 +147,16 @@ def load_recipe(
 
     ``model_fields`` are the names of the model's config fields, or a function that gives them for the model's
     name. Text values in ``overrides`` are read as YAML. Raises :class:`ConfigError` for a field that neither
-    knows, with the nearest one that is known, and for a value of the wrong type or range.
+    knows, with the nearest one that is known, and for a value of the wrong type or range. Only fields of a bundled
+    recipe that ``overrides`` applies to another method, which has no such field, are left out.
     """
-    values = {**read_recipe(source), **parsed(overrides)}
+    values, chosen = read_recipe(source), parsed(overrides)
     where = str(source) if source is not None else DEFAULT
-    return split_fields(values, model_fields, where)
+    model = str(chosen.get("model", values.get("model")))
+    if where in recipe_names() and model != values.get("model"):
+        fields = model_fields(model) if callable(model_fields) else model_fields
+        values = {key: value for key, value in values.items() if key in Recipe.model_fields or key in fields}
+    return split_fields({**values, **chosen}, model_fields, where)
 
 
 def parsed(overrides: Mapping[str, object]) -> dict[str, Any]:

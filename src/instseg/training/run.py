@@ -27,6 +27,8 @@ from instseg.training.loggers import RunLog
 from instseg.training.loop import Evaluate, Trainer
 from instseg.training.order import loader_processes, seed_of
 from instseg.training.recipe import Recipe, load_recipe, parsed, read_recipe, split_fields, write_recipe
+from instseg.weights.catalogue import CATALOGUE, obtain
+from instseg.weights.source import read_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -102,7 +104,7 @@ def train(
     given |= {key: str(v) if isinstance(v, Path) else v for key, v in named.items() if v is not None}
     given["data"] = str(data)
     start = str(given.get("model", ""))
-    if start not in MODELS and (start in BUNDLED or Path(start).exists()) and start:
+    if start not in MODELS and start and (start in BUNDLED or start in CATALOGUE or Path(start).exists()):
         given |= {"weights": given.get("weights", start)}  # a checkpoint where a name of the zoo is expected
         del given["model"]
     folder = _resumed_folder(out) if resume else None
@@ -199,10 +201,7 @@ def _new_plan(config: str | Path | None, given: dict[str, Any]) -> Plan:
     recipe, fields = load_recipe(config, given, config_fields)
     if recipe.weights is None:
         return Plan(recipe, fields)
-    from instseg.weights.checkpoint import read_checkpoint
-
-    path = weights_file(recipe.weights)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_weights(weights_file(recipe.weights), given.get("model"))
     # The fields of the default recipe describe a model made from nothing; only what the caller chose counts here.
     chosen = {**(read_recipe(config) if config is not None else {}), **given}
     recipe = recipe.model_copy(update={"model": given.get("model") or chosen.get("model") or checkpoint.model})
@@ -267,9 +266,11 @@ def _new_folder(out: str | Path | None, accelerator: "Accelerator") -> Path:
 
 
 def weights_file(text: str) -> Path:
-    """The file behind ``weights=``: a ``.safetensors`` file, the best of a run folder, or a bundled name."""
+    """The file behind ``weights=``: a checkpoint, the best of a run folder, a bundled or a catalogued name."""
     if text in BUNDLED:
         return Path(__file__).parent.parent / "assets" / BUNDLED[text]
+    if text in CATALOGUE:
+        return obtain(text)
     path = Path(text)
     if path.is_dir():
         files = [path / name for name in ("best.safetensors", "last.safetensors") if (path / name).is_file()]
@@ -277,7 +278,10 @@ def weights_file(text: str) -> Path:
             raise CheckpointError(f"weights={path}: the folder holds neither best.safetensors nor last.safetensors")
         return files[0]
     if not path.is_file():
-        raise CheckpointError(f"weights={text}: neither a file, a run folder nor one of {', '.join(BUNDLED)}")
+        raise CheckpointError(
+            f"weights={text}: neither a file, a run folder, {', '.join(BUNDLED)}, nor a "
+            "published name (`instseg models NAME` lists them)"
+        )
     return path
 
 

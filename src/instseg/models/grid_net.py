@@ -1,0 +1,233 @@
+"""What the networks of the SOLO family share: levels, assignment, losses, decoding.
+
+A method adds its branches: ``predict_pyramid`` gives its raw outputs, ``mask_probabilities`` the soft masks of chosen
+cells. Cells that neither hold an object (training) nor a candidate (prediction) are never made into masks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from instseg.core.geometry import Placement, View
+from instseg.core.instances import Instances
+from instseg.core.masks import Masks
+from instseg.losses.focal import category_focal_loss
+from instseg.losses.mask import MASK_LOSSES, mask_loss
+from instseg.models.grid import Assignment, assign_cells
+from instseg.models.grid_config import GridConfig
+from instseg.nn.backbone import Backbone
+from instseg.nn.fpn import FPN
+from instseg.ops.mask_iou import mask_iou
+from instseg.ops.nms import nms
+from instseg.ops.point_nms import point_nms
+from instseg.ops.resize import downsample_masks, resize
+
+MASK_STRIDE = 4  # of the maps on which masks are compared and kept
+# Soft masks of one chunk of candidates held at a time, in values: bounds memory whatever the number of candidates.
+CHUNK_VALUES = 8_000_000
+
+
+@dataclass(frozen=True)
+class MaskMap:
+    """Cells whose masks are predicted on maps of one resolution: those of a level, or of all levels.
+
+    Attributes:
+        stride: of the maps, pixels of the network input.
+        first, last: its cells, numbered over all levels, ``last`` excluded.
+    """
+
+    stride: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class GridOutputs:
+    """Raw outputs for a batch.
+
+    Attributes:
+        categories: for each level (B, C, S, S) logits.
+        size: (H/4, W/4), the maps that masks are compared on.
+    """
+
+    categories: list[Tensor]
+    size: tuple[int, int]
+
+
+class GridNet(nn.Module):
+    """A backbone with its pyramid; a subclass builds the branches and says what ``maps`` its masks live on."""
+
+    mask_strides: ClassVar[tuple[int, ...]] = (4, 4, 8, 16, 16)  # of each level: half of what enters the head
+
+    def __init__(self, config: GridConfig) -> None:
+        super().__init__()
+        self.config: Any = config
+        self.backbone = Backbone(
+            config.backbone, config.frozen_stages, config.norm_eval, config.dcn, config.stride_in_1x1
+        )
+        self.fpn: nn.Module = FPN(self.backbone.channels, config.fpn_channels)
+        ends = list(accumulate((s * s for s in config.grids), initial=0))
+        self.maps = [MaskMap(t, a, b) for t, (a, b) in zip(self.mask_strides, pairwise(ends), strict=False)]
+
+    def forward(self, x: Tensor) -> Any:
+        """(B, 3, H, W), normalised, sides multiples of 32."""
+        return self.predict_pyramid(self.fpn(self.backbone(x)))
+
+    def predict_pyramid(self, pyramid: Sequence[Tensor]) -> GridOutputs:
+        """[P2, ..., P6] at strides 4 to 64 to raw outputs."""
+        raise NotImplementedError
+
+    def mask_probabilities(
+        self, outputs: Any, image: int, level: int, cells: Tensor, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Soft masks (N, h, w) float32 of cells (N,) of ``maps[level]``, numbered within it, in one image; brought
+        to ``size`` where one is given."""
+        raise NotImplementedError
+
+    def head_levels(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
+        """The re-strided levels, strides 8, 8, 16, 32, 32: P2 halved, P3 to P5, P6 enlarged."""
+        p2, p3, p4, p5, p6 = pyramid
+        levels = [resize(p2, (p3.shape[-2], p3.shape[-1])), p3, p4, p5, resize(p6, (p5.shape[-2], p5.shape[-1]))]
+        return levels[: len(self.config.grids)]
+
+    # --- training: section 3.3 ------------------------------------------------------------------------------------
+
+    def assign(self, target: dict[str, Tensor], padded: tuple[int, int]) -> Assignment:
+        """The positive cells of one image; ``target`` as in :meth:`loss`, ``padded`` (H, W) of the batch. Of objects
+        that share a cell the later one has it."""
+        c = self.config
+        found = assign_cells(target["boxes"], target["masks"], padded, c.grids, c.scale_ranges, c.centre_region)
+        return found.owned()
+
+    def mask_items(self, losses: int, cells: int) -> int:
+        """What the sum of the mask losses is divided by, given the numbers of losses and of positive cells."""
+        return losses
+
+    def loss(self, outputs: Any, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Equation (4): the focal loss of the categories and the weighted loss of the masks.
+
+        Args:
+            outputs: of a batch of B images.
+            targets: for each image ``boxes`` (N, 4) float xyxy and ``masks`` (N, h, w) uint8 or bool in pixels of
+                the network input without padding, ``labels`` (N,) int64.
+
+        Returns:
+            ``loss_category`` and ``loss_mask``, float32 scalars, weighted. A map without any object still reaches
+            every parameter, with a zero.
+        """
+        c = self.config
+        padded = (outputs.size[0] * MASK_STRIDE, outputs.size[1] * MASK_STRIDE)
+        logits = torch.cat([p.flatten(2) for p in outputs.categories], dim=2).transpose(1, 2)  # B, K, C
+        losses: list[Tensor] = []
+        labels: list[Tensor] = []
+        taught: set[int] = set()  # the maps that have a positive
+        for image, target in enumerate(targets):
+            assignment = self.assign(target, padded)
+            # Row -1 of the padded labels is background.
+            padded_labels = torch.cat([target["labels"], target["labels"].new_tensor([c.num_classes])])
+            labels.append(padded_labels[assignment.owner])
+            for level, found in self._mask_losses(outputs, image, assignment, target["masks"]):
+                losses.append(found)
+                taught.add(level)
+        cell_labels = torch.cat(labels)
+        positives = int((cell_labels < c.num_classes).sum())
+        loss_mask = logits.new_zeros((), dtype=torch.float32)
+        if losses:
+            items = torch.cat(losses)
+            loss_mask = items.sum() / self.mask_items(len(items), positives)
+        if len(taught) < len(self.maps):
+            loss_mask = loss_mask + 0.0 * torch.stack([p.float().sum() for p in self.parameters()]).sum()
+        loss_category = category_focal_loss(logits.flatten(0, 1), cell_labels, positives, c.focal_alpha, c.focal_gamma)
+        weight = MASK_LOSSES[c.mask_loss][1] if c.mask_weight is None else c.mask_weight
+        return {"loss_category": c.category_weight * loss_category, "loss_mask": weight * loss_mask}
+
+    def _mask_losses(self, outputs: Any, image: int, assignment: Assignment, masks: Tensor) -> list[tuple[int, Tensor]]:
+        """For each map that has positives in one image their losses (P,). Only positive cells are gathered: no
+        target of S S x H x W exists."""
+        found = []
+        smaller: dict[int, Tensor] = {}
+        for level, m in enumerate(self.maps):
+            inside = (assignment.cells >= m.first) & (assignment.cells < m.last)
+            if not bool(inside.any()):
+                continue
+            p = self.mask_probabilities(outputs, image, level, assignment.cells[inside] - m.first)
+            if m.stride not in smaller:
+                smaller[m.stride] = _padded(downsample_masks(masks, m.stride), (p.shape[1], p.shape[2]))
+            q = smaller[m.stride][assignment.objects[inside]]
+            found.append((level, mask_loss(self.config.mask_loss, p, q)))
+        return found
+
+    # --- inference: section 3.3.3 and 3.3.4 -----------------------------------------------------------------------
+
+    def decode(self, outputs: Any, views: Sequence[View]) -> list[Instances]:
+        """The objects of each image, masks at a quarter of the input. ``views`` say where each input lies in its
+        image."""
+        scores = torch.cat([point_nms(p.float().sigmoid()).flatten(2) for p in outputs.categories], dim=2)  # B, C, K
+        return [self._decode_image(outputs, i, scores[i].T, view) for i, view in enumerate(views)]
+
+    def _decode_image(self, outputs: Any, image: int, scores: Tensor, view: View) -> Instances:
+        c = self.config
+        cells, labels = (scores > c.score_threshold).nonzero(as_tuple=True)
+        scores, kept, binary, soft = self._candidates(outputs, image, cells, scores[cells, labels])
+        cells, labels = cells[kept], labels[kept]
+        iou = mask_iou(binary, None if c.class_agnostic else labels)
+        scores = nms(scores, labels, iou, c.nms_options)
+        order = scores.argsort(descending=True, stable=True)
+        order = order[scores[order] >= c.keep_threshold]
+        capped = len(order) > c.max_instances
+        order = order[: c.max_instances]
+        placement = Placement.of(view, outputs.size, MASK_STRIDE)
+        final = soft[kept[order]] if soft is not None else self.soft_masks(outputs, image, cells[order])
+        masks = Masks.from_soft(final, placement, view.image_size, c.mask_threshold)
+        return Instances(scores[order], labels[order], masks, capped)
+
+    def _candidates(
+        self, outputs: Any, image: int, cells: Tensor, scores: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Scores times maskness (n,), descending, of the candidates whose masks are larger than their stride, their
+        positions (n,), their binary masks (n, h, w), and where all fit into one chunk the soft masks of all.
+
+        Memory grows with ``nms_pre`` and the chunk, not with the number of candidates.
+        """
+        c = self.config
+        h, w = outputs.size
+        strides = torch.cat([torch.full((s * s,), t) for s, t in zip(c.grids, c.strides, strict=True)]).to(cells.device)
+        best, where = scores.new_zeros(0), cells.new_zeros(0)
+        binary = torch.zeros(0, h, w, dtype=torch.bool, device=cells.device)
+        soft = None
+        chunk = max(1, CHUNK_VALUES // (h * w))
+        for i in range(0, len(cells), chunk):
+            soft = self.soft_masks(outputs, image, cells[i : i + chunk])  # N, H/4, W/4
+            inside = soft > c.mask_threshold
+            area = inside.sum(dim=(1, 2))
+            maskness = torch.where(inside, soft, 0.0).sum(dim=(1, 2)) / area.clamp(min=1)
+            large = (area > strides[cells[i : i + chunk]]).nonzero()[:, 0]
+            best = torch.cat([best, (scores[i : i + chunk] * maskness)[large]])
+            where = torch.cat([where, large + i])
+            order = best.argsort(descending=True, stable=True)[: c.nms_pre]
+            best, where = best[order], where[order]
+            binary = inside[large][order] if i == 0 else torch.cat([binary, inside[large]])[order]
+        return best, where, binary, soft if len(cells) <= chunk else None
+
+    def soft_masks(self, outputs: Any, image: int, cells: Tensor) -> Tensor:
+        """Soft masks (N, H/4, W/4) float32 of cells (N,), numbered over all levels."""
+        if len(self.maps) == 1 and len(cells):  # no resizing takes an empty set of maps
+            return self.mask_probabilities(outputs, image, 0, cells, outputs.size)
+        soft = torch.zeros(len(cells), *outputs.size, device=cells.device)
+        for level, m in enumerate(self.maps):
+            at = ((cells >= m.first) & (cells < m.last)).nonzero()[:, 0]
+            if len(at):
+                soft[at] = self.mask_probabilities(outputs, image, level, cells[at] - m.first, outputs.size)
+        return soft
+
+
+def _padded(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks (N, h, w) in the upper left corner of maps of ``size``, cut where they are larger."""
+    out = masks.new_zeros(len(masks), *size)
+    part = masks[:, : size[0], : size[1]]
+    out[:, : part.shape[1], : part.shape[2]] = part
+    return out

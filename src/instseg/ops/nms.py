@@ -1,0 +1,90 @@
+"""Suppression of masks that find the same object: Matrix NMS and those it is compared with (SOLO, table 5e).
+
+All take masks in descending order of their scores with the IoU of every pair, and give the scores anew: lowered, or
+zero where a mask is dropped.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from instseg.ops.matrix_nms import matrix_nms
+
+NMSKind = Literal["matrix", "hard", "soft", "fast"]
+
+
+@dataclass(frozen=True)
+class NMSOptions:
+    """What :func:`nms` does.
+
+    Attributes:
+        kind: ``matrix``, ``hard`` (greedy), ``soft`` (sequential decay) or ``fast`` (YOLACT's).
+        kernel: how Matrix and Soft NMS lower a score with the overlap.
+        sigma: multiplier in ``exp(-sigma iou^2)``. The paper divides: its sigma of 0.5 is 2.0 here, as in every
+            published configuration.
+        threshold: IoU above which Hard and Fast NMS drop a mask, and linear Soft NMS lowers its score.
+        class_agnostic: masks of all classes compete (the paper's pseudo-code); by default only those of one class
+            (all published code).
+    """
+
+    kind: NMSKind = "matrix"
+    kernel: Literal["gaussian", "linear"] = "gaussian"
+    sigma: float = 2.0
+    threshold: float = 0.5
+    class_agnostic: bool = False
+
+
+def nms(scores: Tensor, labels: Tensor, iou: Tensor, options: NMSOptions) -> Tensor:
+    """New scores (N,) for masks with ``scores`` (N,) descending, ``labels`` (N,) and pairwise ``iou`` (N, N)."""
+    if len(scores) == 0:
+        return scores
+    if options.kind == "matrix":
+        return matrix_nms(scores, labels, iou, options.kernel, options.sigma, options.class_agnostic)
+    overlap = torch.triu(iou.float(), diagonal=1)  # row i scores better than column j
+    if not options.class_agnostic:
+        overlap = overlap * (labels[:, None] == labels[None, :])
+    if options.kind == "fast":
+        return fast_nms(scores, overlap, options.threshold)
+    if options.kind == "hard":
+        return hard_nms(scores, overlap, options.threshold)
+    return soft_nms(scores, overlap, options.kernel, options.sigma, options.threshold)
+
+
+def fast_nms(scores: Tensor, overlap: Tensor, threshold: float = 0.5) -> Tensor:
+    """Drops what overlaps any better mask, also one that is itself dropped (YOLACT, section 3.3).
+
+    ``overlap`` (N, N) holds the IoU with better masks above its diagonal and zeros elsewhere, here and below.
+    """
+    return scores * (overlap.max(dim=0).values <= threshold)
+
+
+def hard_nms(scores: Tensor, overlap: Tensor, threshold: float = 0.5) -> Tensor:
+    """Greedy: drops what overlaps a better mask that was kept."""
+    hits = (overlap > threshold).cpu().numpy()
+    dropped = hits[0] & False
+    for i in range(len(hits)):
+        if not dropped[i]:
+            dropped |= hits[i]
+    return scores * torch.from_numpy(~dropped).to(scores.device)
+
+
+def soft_nms(
+    scores: Tensor, overlap: Tensor, kernel: str = "gaussian", sigma: float = 2.0, threshold: float = 0.5
+) -> Tensor:
+    """Sequential decay (Bodla et al., figure 2): the best mask left lowers those it overlaps, again and again.
+
+    ``gaussian`` multiplies by ``exp(-sigma iou^2)``, ``linear`` by ``1 - iou`` above ``threshold``.
+    """
+    iou = (overlap + overlap.T).cpu()
+    factor = torch.exp(-sigma * iou**2) if kernel == "gaussian" else torch.where(iou > threshold, 1 - iou, 1.0)
+    factors, left = factor.double().numpy(), scores.detach().cpu().double().numpy().copy()
+    done = left.copy()
+    for _ in range(len(left)):
+        best = int(left.argmax())
+        done[best] = left[best]
+        left *= factors[best]
+        left[left < 0] = -1.0  # those that were taken stay out
+        left[best] = -1.0
+    return torch.from_numpy(done).to(scores)

@@ -3,33 +3,47 @@
 import pytest
 
 from instseg.core.errors import ConfigError
-from instseg.infer.zoo import find_models, summarise
+from instseg.infer.zoo import count, find_models, recorded_counts
+from instseg.models import list_models
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"),
+    ("name", "total", "trained"),
     [
-        ("solov2_r50", 46_592_912),
-        ("solov2_r101", 65_585_040),
-        ("solov2_light_448_r18", 18_271_760),
-        ("solov2_light_448_r34", 28_379_920),
-        ("solov2_light_448_r50", 31_340_560),
+        ("solo_r50", 36_301_232, 36_075_888),
+        ("solo_r101", 55_293_360, 55_068_016),
+        ("decoupled_solo_r50", 40_028_560, 39_803_216),
+        ("decoupled_solo_r101", 59_020_688, 58_795_344),
+        ("decoupled_solo_light_r50", 32_354_192, 32_128_848),
+        ("decoupled_solo_light_r50_dcn", 33_018_014, 32_792_670),
+        ("solov2_r50", 46_592_912, 46_367_568),
+        ("solov2_r101", 65_585_040, 65_359_696),
+        ("solov2_r101_dcn", 68_729_118, 68_503_774),
+        ("solov2_x101_dcn", 113_420_574, 113_017_822),
+        ("solov2_light_448_r18", 18_271_760, 18_114_256),
+        ("solov2_light_448_r34", 28_379_920, 28_148_432),
+        ("solov2_light_448_r50", 31_340_560, 31_115_216),
+        ("solov2_light_512_r50_dcn", 33_185_054, 32_959_710),
     ],
 )
-def test_parameters_are_those_of_the_published_models(name: str, parameters: int) -> None:
-    assert summarise(name).parameters == parameters
+def test_parameters_are_those_of_the_published_models(name: str, total: int, trained: int) -> None:
+    counts = recorded_counts()[name]
+    assert (counts.parameters, counts.trained) == (total, trained)
 
 
-def test_flops_are_two_a_multiply_add_at_the_papers_input_size() -> None:
-    small, large = summarise("solov2_r50"), summarise("solov2_r101")
-    assert small.input_size == (800, 1333)
-    # ResNet-101 has 17 more blocks than ResNet-50, all in the third stage: 1024 -> 256 -> 256 -> 1024 channels at
-    # stride 16 of the padded 800 x 1344 input.
-    block = 1024 * 256 + 9 * 256 * 256 + 256 * 1024
-    assert large.flops - small.flops == 2 * 17 * block * (800 // 16) * (1344 // 16)
+@pytest.mark.parametrize("name", list_models())
+def test_recorded_counts_are_those_of_today(name: str) -> None:
+    """After a change of a network: python benchmarks/zoo.py --write."""
+    assert recorded_counts()[name] == count(name)
+
+
+def test_multiply_adds_are_those_that_the_papers_and_mmdetection_count() -> None:
+    counts = recorded_counts()
+    assert counts["solo_r101"].dense_macs / 1e9 == pytest.approx(441.2, abs=0.05)
+    assert counts["solov2_r101"].macs / 1e9 == pytest.approx(319.6, abs=0.05)
 
 
 def test_a_pattern_finds_its_models_and_a_wrong_name_the_nearest() -> None:
-    assert find_models("solov2_light*") == [f"solov2_light_448_r{d}" for d in (18, 34, 50)]
+    assert find_models("solov2_light_448*") == [f"solov2_light_448_r{d}" for d in (18, 34, 50)]
     with pytest.raises(ConfigError, match='Did you mean "solov2_r101"'):
         find_models("solov2_r102")

@@ -3,28 +3,7 @@ import torch
 
 import instseg
 from instseg.core.geometry import View
-from instseg.models import build_config
 from instseg.models.solov2 import SOLOv2, SOLOv2Config, SOLOv2Outputs
-
-TOTALS = {  # all parameters and those that train with the stem and the first stage frozen, 80 classes
-    "solov2_r50": (46_592_912, 46_367_568),
-    "solov2_r101": (65_585_040, 65_359_696),
-    "solov2_light_448_r18": (18_271_760, 18_114_256),
-    "solov2_light_448_r34": (28_379_920, 28_148_432),
-    "solov2_light_448_r50": (31_340_560, 31_115_216),
-    "solov2_light_512_r50_dcn": (33_185_054, 32_959_710),
-    "solov2_r101_dcn": (68_729_118, 68_503_774),
-    "solov2_x101_dcn": (113_420_574, 113_017_822),
-}
-
-
-@pytest.mark.parametrize("name", TOTALS)
-def test_published_models_have_the_published_number_of_parameters(name):
-    with torch.device("meta"):
-        net = SOLOv2(build_config(name, {"frozen_stages": 1}))
-    counts = [p.numel() for p in net.parameters()]
-    trained = [p.numel() for p in net.parameters() if p.requires_grad]
-    assert (sum(counts), sum(trained)) == TOTALS[name]
 
 
 def tiny(**changes):

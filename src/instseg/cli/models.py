@@ -27,10 +27,11 @@ def models(
     ```
     """
     from instseg.cli.tables import model_page, models_table
-    from instseg.infer.zoo import find_models, summarise
+    from instseg.infer.zoo import find_models, recorded_counts, summarise
 
     found = find_models(name or "*")
     if name in found:
         typer.echo(model_page(summarise(name)))
     else:
-        typer.echo(models_table([summarise(each) for each in found]))
+        counts = recorded_counts()
+        typer.echo(models_table([summarise(each, counts.get(each)) for each in found]))

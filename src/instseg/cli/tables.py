@@ -57,8 +57,8 @@ def models_table(models: Sequence["ModelSummary"]) -> str:
             m.name,
             m.method,
             m.backbone,
-            f"{m.parameters / 1e6:.1f} M",
-            f"{m.macs / 1e9:.0f} G",
+            f"{m.counts.parameters / 1e6:.1f} M",
+            f"{m.counts.macs / 1e9:.0f} G",
             f"{m.input_size[0]} x {m.input_size[1]}",
             "-" if m.paper_ap is None else f"{m.paper_ap:.1f}",
             str(len(m.files) or "-"),
@@ -68,7 +68,7 @@ def models_table(models: Sequence["ModelSummary"]) -> str:
     head = ["name", "method", "backbone", "parameters", "multiply-adds", "input", "AP", "weights"]
     return (
         table(head, rows, left=3)
-        + "\n\nmultiply-adds: the network for one image of that size. AP: of masks on COCO val2017, as the authors state it."
+        + "\n\nmultiply-adds: the network for one image of that size. AP: of masks on COCO val2017, by the authors."
         + "\nweights: checkpoints others published, which `instseg models NAME` lists; else train it, or start from"
         + " `nuclei`."
     )
@@ -76,12 +76,13 @@ def models_table(models: Sequence["ModelSummary"]) -> str:
 
 def model_page(model: "ModelSummary") -> str:
     """Everything about one model."""
+    counts = model.counts
     facts = {
         "method": model.method,
         "backbone": model.backbone,
-        "parameters": f"{model.parameters:,}, {model.trained:,} of them trained as published",
-        "multiply-adds": f"{model.macs / 1e9:.1f} G for {model.input_size[0]} x {model.input_size[1]}"
-        + (f"; {model.dense_macs / 1e9:.1f} G with the masks of all cells" if model.dense_macs > model.macs else ""),
+        "parameters": f"{counts.parameters:,}, {counts.trained:,} of them trained as published",
+        "multiply-adds": f"{counts.macs / 1e9:.1f} G for {model.input_size[0]} x {model.input_size[1]}"
+        + (f"; {counts.dense_macs / 1e9:.1f} G with the masks of all cells" if counts.dense_macs > counts.macs else ""),
         "authors' AP": "not stated" if model.paper_ap is None else f"{model.paper_ap:.1f} (masks, COCO val2017)",
     }
     width = max(len(field) for field in (*facts, *model.config))

@@ -1,11 +1,32 @@
 """What the zoo holds, in figures."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from importlib import resources
 from typing import Any
 
 from instseg.core.errors import ConfigError, did_you_mean
 from instseg.models import build_config, build_net, get_entry, list_models
+from instseg.nn.backbone import SHORT_NAMES
 from instseg.weights.catalogue import PublishedFile, published_for
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Size and cost of a network at the input size of its zoo entry.
+
+    Attributes:
+        parameters: all of them.
+        trained: those that train with the stem and the first stage frozen, as published.
+        macs: multiply-adds for one image, in convolutions and matrix products, without decoding, whose cost depends
+            on what is found.
+        dense_macs: the same with the masks of all cells, as the published code makes them; SOLO alone saves them.
+    """
+
+    parameters: int
+    trained: int
+    macs: int
+    dense_macs: int
 
 
 @dataclass(frozen=True)
@@ -16,12 +37,8 @@ class ModelSummary:
         name: in the zoo.
         method: the method's own name.
         backbone: timm's name of the backbone.
-        parameters: number of parameters, frozen ones included.
-        trained: those that train with the stem and the first stage frozen, as published.
-        macs: multiply-adds of the network for one image of ``input_size``, in convolutions and matrix products,
-            without decoding, whose cost depends on what is found.
-        dense_macs: the same with the masks of all cells, as the published code makes them; SOLO alone saves them.
-        input_size: (height, width) the paper's figures are for, pixels.
+        counts: its size and cost.
+        input_size: (height, width) that operations are counted for, pixels.
         paper_ap: COCO val2017 mask AP that the authors state for it, None where they state none.
         config: its configuration fields.
         files: published checkpoints of it.
@@ -30,10 +47,7 @@ class ModelSummary:
     name: str
     method: str
     backbone: str
-    parameters: int
-    trained: int
-    macs: int
-    dense_macs: int
+    counts: Counts
     input_size: tuple[int, int]
     paper_ap: float | None
     config: dict[str, Any]
@@ -49,33 +63,51 @@ def find_models(pattern: str) -> list[str]:
     return found
 
 
-def summarise(name: str) -> ModelSummary:
-    """Builds the network without memory for its weights and counts; takes a fraction of a second."""
+def count(name: str) -> Counts:
+    """Builds the network without memory for its weights and counts with ``torch.utils.flop_counter``; takes about
+    half a second."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    entry = get_entry(name)
-    config = build_config(name, {"frozen_stages": 1})
-    height, width = entry.paper_input
+    height, width = get_entry(name).paper_input
     with torch.device("meta"):
-        net: Any = build_net(name, config).eval()
+        net: Any = build_net(name, build_config(name, {"frozen_stages": 1})).eval()
         image = torch.empty(1, 3, -(-height // 32) * 32, -(-width // 32) * 32)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         outputs = net(image)
-    with FlopCounterMode(display=False) as masks, torch.no_grad():
+        macs = counter.get_total_flops() // 2  # it counts two operations a multiply-add
         if hasattr(net, "all_masks"):
             net.all_masks(outputs)
-    macs = counter.get_total_flops() // 2
-    return ModelSummary(
-        name=name,
-        method=entry.method,
-        backbone=str(getattr(net.backbone, "timm_name", config.backbone)),
+    return Counts(
         parameters=sum(p.numel() for p in net.parameters()),
         trained=sum(p.numel() for p in net.parameters() if p.requires_grad),
         macs=macs,
-        dense_macs=macs + masks.get_total_flops() // 2,
+        dense_macs=counter.get_total_flops() // 2,
+    )
+
+
+def recorded_counts() -> dict[str, Counts]:
+    """What :func:`count` gave for every name when the package was made, so that a list of them all takes no time."""
+    text = resources.files("instseg").joinpath("assets", "zoo.json").read_text(encoding="utf-8")
+    return {name: Counts(**counts) for name, counts in json.loads(text).items()}
+
+
+def record_counts() -> str:
+    """The content of the file that :func:`recorded_counts` reads, counted anew."""
+    lines = [f"{json.dumps(name)}: {json.dumps(asdict(count(name)))}" for name in list_models()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def summarise(name: str, counts: Counts | None = None) -> ModelSummary:
+    """Everything about a model; counted anew where ``counts`` are not given."""
+    entry, config = get_entry(name), build_config(name, {})
+    return ModelSummary(
+        name=name,
+        method=entry.method,
+        backbone=SHORT_NAMES.get(config.backbone, config.backbone),
+        counts=counts or count(name),
         input_size=entry.paper_input,
         paper_ap=entry.paper_ap,
-        config=build_config(name, {}).model_dump(),
+        config=config.model_dump(),
         files=published_for(name),
     )

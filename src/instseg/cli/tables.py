@@ -60,17 +60,17 @@ def models_table(models: Sequence["ModelSummary"]) -> str:
             f"{m.counts.parameters / 1e6:.1f} M",
             f"{m.counts.macs / 1e9:.0f} G",
             f"{m.input_size[0]} x {m.input_size[1]}",
-            "-" if m.paper_ap is None else f"{m.paper_ap:.1f}",
             str(len(m.files) or "-"),
+            "-" if m.paper_ap is None else f"{m.paper_ap:.1f}",
         ]
         for m in models
     ]
-    head = ["name", "method", "backbone", "parameters", "multiply-adds", "input", "AP", "weights"]
+    head = ["name", "method", "backbone", "parameters", "multiply-adds", "input", "weights", "AP"]
     return (
         table(head, rows, left=3)
-        + "\n\nmultiply-adds: the network for one image of that size. AP: of masks on COCO val2017, by the authors."
-        + "\nweights: checkpoints others published, which `instseg models NAME` lists; else train it, or start from"
-        + " `nuclei`."
+        + "\n\nmultiply-adds (FLOPs of most papers): the network for one image of that size."
+        + "\nweights: checkpoints that others published, which `instseg models NAME` lists; else train, or use `nuclei`."
+        + "\nAP: of masks on COCO val2017, as the authors state it."
     )
 
 

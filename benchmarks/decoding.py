@@ -141,7 +141,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.way:
         return measure(args.way, args.candidates[0])
-    print("| candidates | objects | dense, ms | ours, ms | ratio | dense, MiB | ours, MiB | ratio | codes that differ |")
+    print(
+        "| candidates | objects | dense, ms | ours, ms | ratio | dense, MiB | ours, MiB | ratio | codes that differ |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for count in args.candidates:
         runs = {"ours": [], "dense": []}

@@ -102,6 +102,7 @@ def evaluate(
     device: str | None = None,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    tta: bool = False,
 ) -> dict[str, Any]:
     """``instseg val``: mask and box AP of a model on a data set, as pycocotools computes them.
 
@@ -114,6 +115,7 @@ def evaluate(
         device: where to compute; None leaves a given model where it is and picks the fastest for a named one.
         out: a folder for ``metrics.json``, ``results.json`` and plots.
         progress: show a progress bar.
+        tta: multi-scale testing: each image at 0.75, 1 and 1.25 of the model's input size.
 
     Returns:
         the content of ``metrics.json``: ``segm`` and ``bbox`` figures, ``per_class``, ``max_dets`` and more.
@@ -135,4 +137,5 @@ def evaluate(
         device=device,
         out=None if out is None else Path(out),
         progress=progress,
+        tta=tta,
     )

@@ -3,10 +3,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instseg.ops.coords import append_coordinates
+from instseg.ops.deform import deform_conv2d
 from instseg.ops.dynamic_conv import dynamic_conv
 from instseg.ops.mask_iou import mask_iou
 from instseg.ops.matrix_nms import matrix_nms
@@ -181,3 +183,22 @@ def test_coordinates_of_one_axis_are_those_of_both():
     both = append_coordinates(features)
     assert torch.equal(append_coordinates(features, "x"), both[:, :2])
     assert torch.equal(append_coordinates(features, "y"), both[:, [0, 2]])
+
+
+@pytest.mark.parametrize(("groups", "stride", "k", "modulated"), [(1, 1, 3, True), (2, 2, 3, False), (1, 1, 1, True)])
+def test_deformable_convolution_is_torchvisions_with_its_gradients(groups, stride, k, modulated):
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 9, 7, generator=draw, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, 4 // groups, k, k, generator=draw, dtype=torch.float64, requires_grad=True)
+    out = [(side - 1) // stride + 1 for side in (9, 7)]
+    offsets = 2 * torch.randn(2, 2 * k * k, *out, generator=draw, dtype=torch.float64)  # many taps fall outside
+    offsets.requires_grad_()
+    modulation = torch.rand(2, k * k, *out, generator=draw, dtype=torch.float64, requires_grad=True)
+    inputs = [x, weight, offsets, modulation] if modulated else [x, weight, offsets]
+    mask = modulation if modulated else None
+    ours = deform_conv2d(x, offsets, weight, mask, stride, k // 2)
+    theirs = torchvision.ops.deform_conv2d(x, offsets, weight, None, stride, k // 2, 1, mask)
+    torch.testing.assert_close(ours, theirs)
+    up = torch.randn(ours.shape, generator=draw, dtype=torch.float64)
+    for a, b in zip(torch.autograd.grad(ours, inputs, up), torch.autograd.grad(theirs, inputs, up), strict=True):
+        torch.testing.assert_close(a, b)

@@ -69,7 +69,7 @@ def models_table(models: Sequence["ModelSummary"]) -> str:
     return (
         table(head, rows, left=3)
         + "\n\nmultiply-adds (FLOPs of most papers): the network for one image of that size."
-        + "\nweights: checkpoints that others published, which `instseg models NAME` lists; else train, or use `nuclei`."
+        + "\nweights: checkpoints others published, which `instseg models NAME` lists; else train, or use `nuclei`."
         + "\nAP: of masks on COCO val2017, as the authors state it."
     )
 

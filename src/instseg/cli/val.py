@@ -35,6 +35,9 @@ def val(
     match: Annotated[
         Match, typer.Option("--match", help="Pair the classes of model and data by name or by category id.")
     ] = Match.auto,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Multi-scale testing: each image at 0.75, 1 and 1.25 of the input size.")
+    ] = False,
     device: Device = None,
     batch: Batch = 1,
     workers: Workers = None,
@@ -50,6 +53,7 @@ def val(
     ```
     instseg val nuclei nuclei-mini
     instseg val runs/train path/to/folder --split val
+    instseg val runs/train path/to/folder --tta
     instseg val best.safetensors annotations/val.json --batch 8 score_threshold=0.05
     ```
     """
@@ -68,6 +72,7 @@ def val(
         out=folder,
         max_dets=max_dets,
         match=match.value,
+        tta=tta,
     )
     typer.echo(metrics_table(metrics))
     typer.echo(f"details and plots are in {folder}")

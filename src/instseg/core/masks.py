@@ -1,6 +1,7 @@
 """Soft masks at model resolution, rendered into the image on demand and never all at once."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -115,6 +116,13 @@ class Masks:
             parts[0].image_size,
             parts[0].threshold,
         )
+
+    def at_size(self, size: tuple[int, int]) -> "Masks":
+        """The same masks for the image at another size (H, W); each must cover the whole image, not a tile of it."""
+        if any(p.offset != (0, 0) or p.size != self.image_size for p in self.placements):
+            raise ValueError("masks of a part of the image cannot be brought to another size")
+        placements = [replace(p, size=size) for p in self.placements]
+        return Masks(self.values, self.window_boxes, self.core_boxes, placements, self.which, size, self.threshold)
 
     def __len__(self) -> int:
         return len(self.which)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from instseg.infer.classes import Match, match_categories
 from instseg.infer.environment import pick_device
 from instseg.infer.prediction import coco_rows
 from instseg.infer.progress import progress_bar
+from instseg.infer.tta import multi_scale
 from instseg.metrics.coco import CocoMetrics, evaluate_coco
 from instseg.metrics.confusion import confusion_matrix
 
@@ -39,6 +41,7 @@ def evaluate(
     progress: bool = True,
     max_dets: int | None = None,
     match: Match = "auto",
+    tta: bool = False,
 ) -> dict[str, Any]:
     """Mask and box AP of a model, COCO protocol, every image counted, also those without objects.
 
@@ -49,6 +52,7 @@ def evaluate(
     one. out: a folder for `metrics.json`, `results.json` (COCO results, which pycocotools scores the same)
     and `plots/`. max_dets: detections that count per image and class; None takes the model's own cap,
     `config.max_instances`. match: how classes are paired, see :func:`instseg.infer.classes.match_categories`.
+    tta: multi-scale testing, see :func:`instseg.infer.tta.predict_scales`.
 
     Returns the content of `metrics.json`: `segm` and `bbox` (figures of :class:`CocoMetrics`), `per_class`
     (both together), `max_dets`, `classes` (how they were paired, and which exist on one side only),
@@ -68,7 +72,8 @@ def evaluate(
     classes = match_categories(Categories(model.categories, model.category_ids), dataset.categories, match)
     cap = int(model.config.max_instances) if max_dets is None else max_dets
     started = time.perf_counter()
-    results, skipped = collect_results(model, dataset, classes.ids, batch=batch, workers=workers, progress=progress)
+    with multi_scale(model) if tta else nullcontext():
+        results, skipped = collect_results(model, dataset, classes.ids, batch=batch, workers=workers, progress=progress)
     predicted = time.perf_counter()
     truth = without_images(ground_truth(dataset), skipped)
     report = score_results(truth, results, cap, out=None if out is None else Path(out))

@@ -49,6 +49,7 @@ class InstanceModel(nn.Module):
         self.net = build_net(name, config)
         self.preprocess = Preprocess(config)
         self.has_weights = False
+        self.multi_scale = False  # predict at several scales: see infer/tta.py
         self.extra: dict[str, Any] = {}
         self._warned = False
         self.set_categories(categories or Categories.from_names([f"class {i}" for i in range(config.num_classes)]))
@@ -147,8 +148,12 @@ class InstanceModel(nn.Module):
         """
         if self.training:
             raise DataError("the model is in training mode: call model.eval() before predicting.")
-        if self.config.tile is None:
-            found = self._predict_views(images, [self.preprocess.view(image) for image in images], None)
+        if self.multi_scale:
+            from instseg.infer.tta import predict_scales
+
+            found = [predict_scales(self, image) for image in images]
+        elif self.config.tile is None:
+            found = self.predict_views(images, [self.preprocess.view(image) for image in images])
         else:
             found = [self._predict_tiled(image, self.config.tile) for image in images]
         if any(f.capped for f in found) and not self._warned:
@@ -166,12 +171,14 @@ class InstanceModel(nn.Module):
         cut = [image[:, v.offset[0] : v.offset[0] + v.size[0], v.offset[1] : v.offset[1] + v.size[1]] for v in views]
         parts: list[Instances] = []
         for i in range(0, len(views), TILE_BATCH):
-            parts += self._predict_views(cut[i : i + TILE_BATCH], views[i : i + TILE_BATCH], (tile, tile))
+            parts += self.predict_views(cut[i : i + TILE_BATCH], views[i : i + TILE_BATCH], (tile, tile))
         return merge_tiles(parts, views, self.config.max_instances)
 
-    def _predict_views(
-        self, images: Sequence[Tensor], views: Sequence[View], padded: tuple[int, int] | None
+    def predict_views(
+        self, images: Sequence[Tensor], views: Sequence[View], padded: tuple[int, int] | None = None
     ) -> list[Instances]:
+        """The objects of images, or parts of images, that are shown to the network as ``views`` say; ``padded`` is
+        the (H, W) of the batch where it must not follow from them."""
         inputs = [
             self.preprocess.resize_image(image.to(self.device), view.content)
             for image, view in zip(images, views, strict=True)

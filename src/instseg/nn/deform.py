@@ -1,11 +1,12 @@
-"""Deformable convolution, versions 1 and 2, on torchvision's operator."""
+"""Deformable convolution, versions 1 and 2."""
 
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
+
+from instseg.ops.deform import deform_conv2d
 
 Version = Literal[0, 1, 2]
 """0 is a plain convolution."""
@@ -42,13 +43,11 @@ class DeformConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, h, w) to (B, out_channels, h', w'); sampled in float32 also under autocast."""
         moves = self.conv_offset(x)
-        if x.device.type == "meta":  # where only shapes and multiply-adds count; the operator knows no such tensors
+        if x.device.type == "meta":  # where only shapes and multiply-adds count
             return F.conv2d(x, self.weight, None, self.stride, self.padding, groups=self.groups)
         with torch.autocast(x.device.type, enabled=False):
             moves = moves.float()
             taps = 2 * self.weight.shape[-1] ** 2
             modulation = moves[:, taps:].sigmoid() if self.version == 2 else None
-            y: Tensor = deform_conv2d(
-                x.float(), moves[:, :taps], self.weight.float(), None, self.stride, self.padding, 1, modulation
-            )
-        return y
+            weight = self.weight.float()
+            return deform_conv2d(x.float(), moves[:, :taps], weight, modulation, self.stride, self.padding)

@@ -166,13 +166,26 @@ class GridNet(nn.Module):
     def decode(self, outputs: Any, views: Sequence[View]) -> list[Instances]:
         """The objects of each image, masks at a quarter of the input. ``views`` say where each input lies in its
         image."""
-        scores = torch.cat([point_nms(p.float().sigmoid()).flatten(2) for p in outputs.categories], dim=2)  # B, C, K
-        return [self._decode_image(outputs, i, scores[i].T, view) for i, view in enumerate(views)]
+        hits: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in views]
+        first = 0
+        for logits in outputs.categories:  # level by level: with many classes the scores are large, the hits are few
+            scores = point_nms(logits.float().sigmoid()).flatten(2).transpose(1, 2)  # B, S S, C
+            for image, found in zip(scores, hits, strict=True):
+                cells, labels = (image > self.config.score_threshold).nonzero(as_tuple=True)
+                found.append((cells + first, labels, image[cells, labels]))
+            first += scores.shape[1]
+        results = []
+        for i, (found, view) in enumerate(zip(hits, views, strict=True)):
+            cells, labels, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
+            results.append(self._decode_image(outputs, i, view, cells, labels, scores))
+        return results
 
-    def _decode_image(self, outputs: Any, image: int, scores: Tensor, view: View) -> Instances:
+    def _decode_image(
+        self, outputs: Any, image: int, view: View, cells: Tensor, labels: Tensor, scores: Tensor
+    ) -> Instances:
+        """``cells``, ``labels`` and ``scores`` (N,) of the candidates, cell by cell."""
         c = self.config
-        cells, labels = (scores > c.score_threshold).nonzero(as_tuple=True)
-        scores, kept, binary, soft = self._candidates(outputs, image, cells, scores[cells, labels])
+        scores, kept, binary, soft = self._candidates(outputs, image, cells, scores)
         cells, labels = cells[kept], labels[kept]
         iou = mask_iou(binary, None if c.class_agnostic else labels)
         scores = nms(scores, labels, iou, c.nms_options)

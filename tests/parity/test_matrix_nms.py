@@ -1,5 +1,7 @@
 """Matrix NMS against arrays recorded from mmdetection 3.3."""
 
+import copy
+
 import pytest
 import torch
 
@@ -16,7 +18,17 @@ def recorded(references):
 
 @pytest.mark.parametrize("case", range(6))
 def test_decayed_scores_are_those_of_the_reference(recorded, case):
-    inputs, expected = recorded["inputs"], recorded["results"]["cases"][case]
+    compare(recorded["inputs"], recorded["results"]["cases"][case])
+
+
+def test_scores_moved_by_ten_times_the_tolerance_are_noticed(recorded):
+    moved = copy.deepcopy(recorded["results"]["cases"][0])
+    moved["scores"] += 1e-5
+    with pytest.raises(AssertionError):
+        compare(recorded["inputs"], moved)
+
+
+def compare(inputs, expected):
     params = expected["params"]
     order = inputs["scores"].argsort(descending=True, stable=True)[: params.get("nms_pre") or None]
     masks, labels = unpack_masks(inputs["masks"])[order], inputs["labels"][order]

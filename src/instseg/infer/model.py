@@ -18,7 +18,7 @@ from instseg.models import MODELS, build_config, build_net, list_models
 from instseg.models.config import ModelConfig
 from instseg.models.preprocess import Preprocess
 from instseg.nn.backbone import Backbone, imagenet_reachable, load_backbone_weights
-from instseg.weights.catalogue import CATALOGUE
+from instseg.weights.catalogue import CATALOGUE, published_for
 from instseg.weights.checkpoint import Checkpoint, write_checkpoint
 from instseg.weights.source import read_weights
 
@@ -344,7 +344,9 @@ def resolve_model(text: str | os.PathLike[str] | InstanceModel, device: str | No
 def require_weights(model: InstanceModel) -> None:
     """Raises CheckpointError for a model with random weights: its predictions would be noise."""
     if not model.has_weights:
+        names = [entry.name for entry in published_for(model.name)]
+        published = f", a published checkpoint ({names[0]})" if names else ""
         raise CheckpointError(
-            f"{model.name} has no weights: give a .safetensors file, a run folder or nuclei, or train it first "
-            f"(instseg train DATA --model {model.name})."
+            f"{model.name} has no weights: give a .safetensors file, a run folder, nuclei{published}, or train it "
+            f"first (instseg train DATA --model {model.name})."
         )

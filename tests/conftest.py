@@ -8,6 +8,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Threads that wait for each other in busy loops make many small operations slow, most of all beside other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 VARIABLE = "INSTSEG_FIXTURES"
 COMPACT = Path(__file__).parent / "parity" / "arrays"

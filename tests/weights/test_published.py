@@ -109,7 +109,7 @@ def test_every_published_file_is_read_tensor_by_tensor(name, code, tmp_path):
             assert float(tensor.flatten()[0]) == i % 997, ours
     assert checkpoint.categories == coco_categories()
     caffe = code == "AdelaiDet"
-    assert (checkpoint.config["stride_in_1x1"], checkpoint.config["bgr"]) == (caffe, caffe)
+    assert [checkpoint.config[field] for field in ("stride_in_1x1", "bgr", "antialias")] == [caffe] * 3
 
 
 def test_a_converted_file_is_one_of_ours_and_predicts(tmp_path):

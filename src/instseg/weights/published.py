@@ -23,6 +23,7 @@ CAFFE = {
     "bgr": True,
     "pixel_mean": (103.53, 116.28, 123.675),
     "pixel_std": (1.0, 1.0, 1.0),
+    "antialias": True,  # Pillow's bilinear resizing; mmdetection's is OpenCV's, without
 }
 _BASIC: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "r18", (3, 4, 6, 3): "r34"}  # blocks of each stage
 _BOTTLENECK: dict[tuple[int, ...], str] = {(3, 4, 6, 3): "r50", (3, 4, 23, 3): "r101"}

@@ -22,8 +22,9 @@ def create_model(
     Args:
         name: one of ``instseg.list_models()``.
         num_classes: number of classes; by default that of ``weights``, else 80.
-        weights: a file that ``model.save`` or a training run wrote; its configuration is used, too. Classes start
-            anew where their number differs. None: random weights.
+        weights: a file that ``model.save`` or a training run wrote, a published ``.pth`` of another code base, or
+            the name of one; its configuration is used, too. Classes start anew where their number differs. None:
+            random weights.
         backbone_weights: ``"imagenet"`` (through timm), a file, ``"auto"`` (ImageNet where cached or reachable
             within seconds), or None. With backbone weights the stem and the first stage are frozen and batch norms
             keep their statistics, as published; without, everything trains.
@@ -107,7 +108,7 @@ def evaluate(
     """``instseg val``: mask and box AP of a model on a data set, as pycocotools computes them.
 
     Args:
-        model: a model, a name of the zoo, a ``.safetensors`` file, a run folder, or ``"nuclei"``.
+        model: a model, a name of the zoo, a checkpoint, a run folder, a published name, or ``"nuclei"``.
         data: a data set, or what names one, as in :func:`train`.
         split: the part of the data that is read.
         batch: images a forward pass.

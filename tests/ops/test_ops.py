@@ -12,7 +12,7 @@ from instseg.ops.deform import deform_conv2d
 from instseg.ops.dynamic_conv import dynamic_conv
 from instseg.ops.mask_iou import mask_iou
 from instseg.ops.matrix_nms import matrix_nms
-from instseg.ops.nms import NMSOptions, nms
+from instseg.ops.nms import NMSOptions, nms, survivors
 from instseg.ops.point_nms import point_nms
 from instseg.ops.resize import downsample_masks, resize
 
@@ -202,3 +202,12 @@ def test_deformable_convolution_is_torchvisions_with_its_gradients(groups, strid
     up = torch.randn(ours.shape, generator=draw, dtype=torch.float64)
     for a, b in zip(torch.autograd.grad(ours, inputs, up), torch.autograd.grad(theirs, inputs, up), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_what_survives_is_ordered_thresholded_and_capped_and_never_what_was_dropped():
+    scores, labels, iou = torch.tensor([0.9, 0.8, 0.3, 0.2]), torch.zeros(4, dtype=torch.int64), torch.eye(4)
+    iou[0, 1] = iou[1, 0] = 0.9
+    order, left, more = survivors(scores, labels, iou, NMSOptions("hard"), 0.0, 4)
+    assert (order.tolist(), left.tolist(), more) == ([0, 2, 3], pytest.approx([0.9, 0.3, 0.2]), False)
+    order, _, more = survivors(scores, labels, iou, NMSOptions("hard"), 0.25, 1)
+    assert (order.tolist(), more) == ([0], True)

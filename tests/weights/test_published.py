@@ -166,6 +166,11 @@ def test_files_that_are_no_checkpoints_are_one_line(tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_names_of_a_parallel_wrapper_are_known(tmp_path):
+    state = {f"module.{k}": v for k, v in foreign("solov2_light_448_r18", "SOLO").items()}
+    assert read_published(write(tmp_path / "f.pth", state)).model == "solov2_light_448_r18"
+
+
 def test_old_deformable_names_are_known(tmp_path):
     state = foreign("decoupled_solo_light_r50_dcn", "SOLO")
     old = {k.replace("conv2.conv_offset", "conv2_offset"): v for k, v in state.items()}

@@ -46,7 +46,8 @@ Out = Annotated[
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A zoo name, a .safetensors file, a run folder, or `nuclei` (bundled weights)."
+        metavar="MODEL",
+        help="A zoo name, a checkpoint (.safetensors or published .pth), a run folder, a published name, or `nuclei`.",
     ),
 ]
 Data = Annotated[

@@ -53,7 +53,7 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         metavar="FILE",
-        help="Start from a checkpoint: a .safetensors file, a run folder, or `nuclei`.",
+        help="Start from a checkpoint: .safetensors or a published .pth, a run folder, a published name, or `nuclei`.",
         show_default=False,
     ),
 ]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +132,7 @@ class _TimedNet(nn.Module):
 
     def __init__(self, net: nn.Module, watch: _Stopwatch) -> None:
         super().__init__()
-        self.net = net
+        self.net: Any = net
         self.watch = watch
         self.inputs: list[tuple[int, int]] = []
 
@@ -143,7 +144,7 @@ class _TimedNet(nn.Module):
         return outputs
 
     def decode(self, outputs: object, views: Sequence[View]) -> list[Instances]:
-        found: list[Instances] = self.net.decode(outputs, views)  # type: ignore[operator]  # every method has it
+        found: list[Instances] = self.net.decode(outputs, views)
         self.watch.mark("decode")
         return found
 

@@ -46,7 +46,7 @@ class InstanceModel(nn.Module):
         super().__init__()
         self.name = name
         self.config = config
-        self.net = build_net(name, config)
+        self.net: Any = build_net(name, config)  # a module with `loss` and `decode`, as every method's
         self.preprocess = Preprocess(config)
         self.has_weights = False
         self.multi_scale = False  # predict at several scales: see infer/tta.py
@@ -119,7 +119,7 @@ class InstanceModel(nn.Module):
             inputs.append(self.preprocess.resize_image(image, size))
             scaled.append(self.preprocess.resize_target(target, size))
         self.has_weights = True  # being trained, in whatever loop
-        losses: dict[str, Tensor] = self.net.loss(self.net(self.preprocess.batch(inputs)), scaled)  # type: ignore[operator]
+        losses: dict[str, Tensor] = self.net.loss(self.net(self.preprocess.batch(inputs)), scaled)
         return losses
 
     def _checked(self, i: int, image: Tensor, target: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -184,7 +184,7 @@ class InstanceModel(nn.Module):
             for image, view in zip(images, views, strict=True)
         ]
         outputs = self.net(self.preprocess.batch(inputs, padded))
-        found: list[Instances] = self.net.decode(outputs, views)  # type: ignore[operator]
+        found: list[Instances] = self.net.decode(outputs, views)
         return found
 
     def predict(self, source: Any, *, batch: int = 1) -> "Prediction | list[Prediction]":

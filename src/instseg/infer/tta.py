@@ -14,7 +14,7 @@ from instseg.core.masks import Masks
 from instseg.models.grid_config import GridConfig
 from instseg.models.preprocess import Preprocess
 from instseg.ops.mask_iou import mask_iou
-from instseg.ops.nms import nms
+from instseg.ops.nms import survivors
 
 if TYPE_CHECKING:
     from instseg.infer.model import InstanceModel
@@ -67,11 +67,6 @@ def fuse(parts: Sequence[Instances], model: "InstanceModel", size: tuple[int, in
     order = scores.argsort(descending=True, stable=True)
     scores, labels = scores[order], labels[order]
     masks = Masks.cat([p.masks for p in parts])[order]
-    options = c.nms_options
-    iou = mask_iou(masks.at_size(size).bool(), None if options.class_agnostic else labels.cpu())
-    scores = nms(scores, labels, iou.to(scores.device), options)
-    order = scores.argsort(descending=True, stable=True)
-    order = order[scores[order] >= c.keep_threshold]
-    capped = len(order) > c.max_instances or any(p.capped for p in parts)
-    order = order[: c.max_instances]
-    return Instances(scores[order], labels[order], masks[order], capped)
+    iou = mask_iou(masks.at_size(size).bool(), None if c.class_agnostic else labels.cpu()).to(scores.device)
+    kept, scores, capped = survivors(scores, labels, iou, c.nms_options, c.keep_threshold, c.max_instances)
+    return Instances(scores, labels[kept], masks[kept], capped or any(p.capped for p in parts))

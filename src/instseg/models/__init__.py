@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from instseg.core.errors import ConfigError, did_you_mean
-from instseg.models import solo, solov2
+from instseg.models import decoupled_solo, solov2
 from instseg.models.config import ModelConfig
 from instseg.models.decoupled_solo import DecoupledSOLO, DecoupledSOLOConfig
 from instseg.models.solo import SOLO, SOLOConfig
@@ -51,7 +51,7 @@ def _decoupled(paper_ap: float | None, **fields: Any) -> ModelEntry:
 
 
 def _decoupled_light(paper_ap: float | None, **fields: Any) -> ModelEntry:
-    fields = {"backbone": "r50", "shared_tower": True, **solo.light(), **fields}
+    fields = {"backbone": "r50", **decoupled_solo.light(), **fields}
     return ModelEntry("Decoupled SOLO-light", DecoupledSOLOConfig, DecoupledSOLO, fields, paper_ap, (512, 852))
 
 

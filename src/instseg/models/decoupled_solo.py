@@ -101,3 +101,14 @@ class DecoupledSOLO(GridNet):
             return resize(maps[used].float().sigmoid()[None], size)[0][back]
 
         return factor(outputs.x[level][image], cells % s) * factor(outputs.y[level][image], cells // s)
+
+
+def light() -> dict[str, object]:
+    """Fields of the light models: one short mask tower, small inputs (short side 512)."""
+    return {
+        "shared_tower": True,
+        "tower_convs": 4,
+        "scale_ranges": ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048)),
+        "input_short": 512,
+        "input_long": 852,
+    }

@@ -4,6 +4,7 @@ A method adds its branches: ``predict_pyramid`` gives its raw outputs, ``mask_pr
 cells. Cells that neither hold an object (training) nor a candidate (prediction) are never made into masks.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -18,11 +19,11 @@ from instseg.core.masks import Masks
 from instseg.losses.focal import category_focal_loss
 from instseg.losses.mask import MASK_LOSSES, mask_loss
 from instseg.models.grid import Assignment, assign_cells
-from instseg.models.grid_config import GridConfig
+from instseg.models.grid_config import STRIDES, GridConfig
 from instseg.nn.backbone import Backbone
 from instseg.nn.fpn import FPN
 from instseg.ops.mask_iou import mask_iou
-from instseg.ops.nms import nms
+from instseg.ops.nms import survivors
 from instseg.ops.point_nms import point_nms
 from instseg.ops.resize import downsample_masks, resize
 
@@ -58,9 +59,10 @@ class GridOutputs:
     size: tuple[int, int]
 
 
-class GridNet(nn.Module):
+class GridNet(nn.Module, ABC):
     """A backbone with its pyramid; a subclass builds the branches and says what ``maps`` its masks live on."""
 
+    shares_cells = False  # objects that share a cell are all trained on; else the last has it
     mask_strides: ClassVar[tuple[int, ...]] = (4, 4, 8, 16, 16)  # of each level: half of what enters the head
 
     def __init__(self, config: GridConfig) -> None:
@@ -77,16 +79,16 @@ class GridNet(nn.Module):
         """(B, 3, H, W), normalised, sides multiples of 32."""
         return self.predict_pyramid(self.fpn(self.backbone(x)))
 
+    @abstractmethod
     def predict_pyramid(self, pyramid: Sequence[Tensor]) -> GridOutputs:
         """[P2, ..., P6] at strides 4 to 64 to raw outputs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mask_probabilities(
         self, outputs: Any, image: int, level: int, cells: Tensor, size: tuple[int, int] | None = None
     ) -> Tensor:
         """Soft masks (N, h, w) float32 of cells (N,) of ``maps[level]``, numbered within it, in one image; brought
         to ``size`` where one is given."""
-        raise NotImplementedError
 
     def head_levels(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
         """The re-strided levels, strides 8, 8, 16, 32, 32: P2 halved, P3 to P5, P6 enlarged."""
@@ -97,11 +99,10 @@ class GridNet(nn.Module):
     # --- training: section 3.3 ------------------------------------------------------------------------------------
 
     def assign(self, target: dict[str, Tensor], padded: tuple[int, int]) -> Assignment:
-        """The positive cells of one image; ``target`` as in :meth:`loss`, ``padded`` (H, W) of the batch. Of objects
-        that share a cell the later one has it."""
+        """The positive cells of one image; ``target`` as in :meth:`loss`, ``padded`` (H, W) of the batch."""
         c = self.config
         found = assign_cells(target["boxes"], target["masks"], padded, c.grids, c.scale_ranges, c.centre_region)
-        return found.owned()
+        return found if self.shares_cells else found.owned()
 
     def mask_items(self, losses: int, cells: int) -> int:
         """What the sum of the mask losses is divided by, given the numbers of losses and of positive cells."""
@@ -116,8 +117,8 @@ class GridNet(nn.Module):
                 the network input without padding, ``labels`` (N,) int64.
 
         Returns:
-            ``loss_category`` and ``loss_mask``, float32 scalars, weighted. A map without any object still reaches
-            every parameter, with a zero.
+            ``loss_category`` and ``loss_mask``, float32 scalars, weighted. They reach every parameter, where there is
+            nothing to learn with a zero.
         """
         c = self.config
         padded = (outputs.size[0] * MASK_STRIDE, outputs.size[1] * MASK_STRIDE)
@@ -139,7 +140,8 @@ class GridNet(nn.Module):
         if losses:
             items = torch.cat(losses)
             loss_mask = items.sum() / self.mask_items(len(items), positives)
-        if len(taught) < len(self.maps):
+        # Without a positive a map's convolutions get no gradient, without its grid a level's in the pyramid.
+        if len(taught) < len(self.maps) or len(c.grids) < len(STRIDES):
             loss_mask = loss_mask + 0.0 * torch.stack([p.float().sum() for p in self.parameters()]).sum()
         loss_category = category_focal_loss(logits.flatten(0, 1), cell_labels, positives, c.focal_alpha, c.focal_gamma)
         weight = MASK_LOSSES[c.mask_loss][1] if c.mask_weight is None else c.mask_weight
@@ -188,15 +190,11 @@ class GridNet(nn.Module):
         scores, kept, binary, soft = self._candidates(outputs, image, cells, scores)
         cells, labels = cells[kept], labels[kept]
         iou = mask_iou(binary, None if c.class_agnostic else labels)
-        scores = nms(scores, labels, iou, c.nms_options)
-        order = scores.argsort(descending=True, stable=True)
-        order = order[scores[order] >= c.keep_threshold]
-        capped = len(order) > c.max_instances
-        order = order[: c.max_instances]
+        order, scores, capped = survivors(scores, labels, iou, c.nms_options, c.keep_threshold, c.max_instances)
         placement = Placement.of(view, outputs.size, MASK_STRIDE)
         final = soft[kept[order]] if soft is not None else self.soft_masks(outputs, image, cells[order])
         masks = Masks.from_soft(final, placement, view.image_size, c.mask_threshold)
-        return Instances(scores[order], labels[order], masks, capped)
+        return Instances(scores, labels[order], masks, capped)
 
     def _candidates(
         self, outputs: Any, image: int, cells: Tensor, scores: Tensor

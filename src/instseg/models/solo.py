@@ -115,13 +115,3 @@ class SOLO(GridNet):
         comparison and for counting operations."""
         doubled = [resize(x, (2 * x.shape[-2], 2 * x.shape[-1])) for x in outputs.features]
         return [output(x) for output, x in zip(self.mask_output, doubled, strict=True)]
-
-
-def light() -> dict[str, object]:
-    """Fields of the light models: shorter towers, small inputs (short side 512)."""
-    return {
-        "tower_convs": 4,
-        "scale_ranges": ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048)),
-        "input_short": 512,
-        "input_long": 852,
-    }

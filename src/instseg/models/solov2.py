@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from instseg.models.config import Positive
-from instseg.models.grid import Assignment, assign_cells
 from instseg.models.grid_config import GridConfig
 from instseg.models.grid_net import MASK_STRIDE, GridNet, GridOutputs, MaskMap
 from instseg.nn.blocks import ConvGNReLU, Tower, prediction_conv, prior_bias
@@ -97,6 +96,7 @@ class SOLOv2(GridNet):
     def __init__(self, config: SOLOv2Config) -> None:
         super().__init__(config)
         channels = config.fpn_channels
+        self.shares_cells = config.shared_cells != "last"
         self.mask_feature: nn.Module
         if config.mask_feature == "unified":
             dcn = config.dcn if config.mask_feature_dcn else 0
@@ -149,12 +149,6 @@ class SOLOv2(GridNet):
         return soft if size is None else resize(soft[None], size)[0]
 
     # --- training: section 3.3 ------------------------------------------------------------------------------------
-
-    def assign(self, target: dict[str, Tensor], padded: tuple[int, int]) -> Assignment:
-        """The positive cells of one image. By default a cell that two objects share is trained towards both."""
-        c = self.config
-        found = assign_cells(target["boxes"], target["masks"], padded, c.grids, c.scale_ranges, c.centre_region)
-        return found.owned() if c.shared_cells == "last" else found
 
     def mask_items(self, losses: int, cells: int) -> int:
         return cells if self.config.shared_cells == "mmdet" else losses

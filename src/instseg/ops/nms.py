@@ -52,6 +52,17 @@ def nms(scores: Tensor, labels: Tensor, iou: Tensor, options: NMSOptions) -> Ten
     return soft_nms(scores, overlap, options.kernel, options.sigma, options.threshold)
 
 
+def survivors(
+    scores: Tensor, labels: Tensor, iou: Tensor, options: NMSOptions, least: float, cap: int
+) -> tuple[Tensor, Tensor, bool]:
+    """What is left after :func:`nms`: positions (M,) and new scores (M,), best first, at least ``least`` and above
+    zero, at most ``cap`` of them; and whether there were more."""
+    scores = nms(scores, labels, iou, options)
+    order = scores.argsort(descending=True, stable=True)
+    order = order[(scores[order] >= least) & (scores[order] > 0)]  # zero: dropped
+    return order[:cap], scores[order[:cap]], len(order) > cap
+
+
 def fast_nms(scores: Tensor, overlap: Tensor, threshold: float = 0.5) -> Tensor:
     """Drops what overlaps any better mask, also one that is itself dropped (YOLACT, section 3.3).
 

@@ -79,7 +79,8 @@ def train(
         resume: go on with the run in ``out`` (None: the newest) as if it had never stopped: on a CPU with as many
             threads the weights are equal to the last bit. Fields of the recipe cannot change, except those in
             ``FREE_ON_RESUME``; what is not given is as it was. Where nothing was saved yet the run starts.
-        weights: checkpoint to start from: ``.safetensors`` file, run folder or ``nuclei``. The model is built as the
+        weights: checkpoint to start from: ``.safetensors`` or published ``.pth`` file, run folder, published name
+            or ``nuclei``. The model is built as the
             checkpoint says; fields that the caller gives (in ``config`` or ``overrides``) come first.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None takes the fastest.
         workers: loader processes; None chooses by the number of cores.

@@ -96,7 +96,6 @@ def code_base(names: Mapping[str, Tensor]) -> str | None:
 
 def rename(state: Mapping[str, Tensor]) -> Renamed | None:
     """A checkpoint's tensors under our names; None when they are of no code base that is known."""
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     code = code_base(state)
     if code is None:
         return None

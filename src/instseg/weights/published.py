@@ -184,4 +184,5 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors by name: give a checkpoint with a state_dict.")
-    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    # A network that was saved as the module of a parallel wrapper says so in every name.
+    return {k.removeprefix("module."): v.float() if v.is_floating_point() else v for k, v in tensors.items()}

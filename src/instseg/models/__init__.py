@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import product
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -12,6 +13,7 @@ from instseg.core.errors import ConfigError, did_you_mean
 from instseg.models import decoupled_solo, solov2
 from instseg.models.config import ModelConfig
 from instseg.models.decoupled_solo import DecoupledSOLO, DecoupledSOLOConfig
+from instseg.models.sodar import SODAR, SODARConfig, SODARSOLOv2, SODARSOLOv2Config
 from instseg.models.solo import SOLO, SOLOConfig
 from instseg.models.solov2 import SOLOv2, SOLOv2Config
 
@@ -25,7 +27,7 @@ class ModelEntry:
         config: its configuration class.
         net: its network class, built from a configuration.
         fields: what this name changes of the configuration's defaults.
-        paper_ap: COCO val2017 mask AP that the authors' repository states for this model, None where it states none.
+        paper_ap: COCO val2017 mask AP that the authors state for this model, None where they state none.
         paper_input: (height, width) of the image that operations are counted for, pixels, as the papers count them.
     """
 
@@ -65,6 +67,49 @@ def _solov2_light(paper_ap: float | None, backbone: str, size: Literal[448, 512]
     return ModelEntry("SOLOv2-light", SOLOv2Config, SOLOv2, fields, paper_ap, paper_input)
 
 
+_CLASSES, _HALVED = (50, 40, 24, 16, 12), (20, 18, 12, 8, 6)
+# Mask interpolation (SODAR, section IV-b): finer grids for the classes, coarser ones for the representations.
+_INTERPOLATED: dict[str, dict[str, Any]] = {
+    "": {},
+    "_cls": {"grids": _CLASSES, "mask_grids": (40, 36, 24, 16, 12)},
+    "_mask": {"mask_grids": _HALVED},
+    "_cm": {"grids": _CLASSES, "mask_grids": _HALVED},
+}
+# COCO val2017 mask AP of the paper's tables III to V.
+_SODAR_AP = {
+    "sodar_r50": 37.9,
+    "sodar_r101": 38.6,
+    "sodar_r101_cls": 39.1,
+    "sodar_r101_mask": 38.8,
+    "sodar_r101_cm": 39.0,
+    "sodar_r101_cls_deform": 39.5,
+    "sodar_r101_mask_deform": 39.1,
+    "sodar_solov2_r50": 38.7,
+    "sodar_solov2_r101": 39.4,
+    "sodar_solov2_r101_cls": 39.7,
+    "sodar_solov2_r101_mask": 39.2,
+    "sodar_solov2_r101_cm": 39.4,
+    "sodar_solov2_r101_cls_deform": 40.0,
+    "sodar_solov2_r101_mask_deform": 39.6,
+}
+
+
+def _sodar() -> dict[str, ModelEntry]:
+    """Both hosts, each with every mask interpolation, with and without deformable neighbours."""
+    entries = {}
+    hosts: tuple[tuple[str, str, type[ModelConfig], type[nn.Module]], ...] = (
+        ("sodar", "SODAR", SODARConfig, SODAR),
+        ("sodar_solov2", "SODAR*", SODARSOLOv2Config, SODARSOLOv2),
+    )
+    for (prefix, method, config, net), backbone, (suffix, grids), deformable in product(
+        hosts, ("r50", "r101"), _INTERPOLATED.items(), (False, True)
+    ):
+        name = f"{prefix}_{backbone}{suffix}{'_deform' if deformable else ''}"
+        fields = {"backbone": backbone, **grids, **({"deformable": True} if deformable else {})}
+        entries[name] = ModelEntry(method, config, net, fields, _SODAR_AP.get(name))
+    return entries
+
+
 _DCN: dict[str, Any] = {"dcn": 2, "dcn_towers": "all", "mask_feature_dcn": True}
 
 MODELS: dict[str, ModelEntry] = {
@@ -89,6 +134,7 @@ MODELS: dict[str, ModelEntry] = {
     "solov2_light_512_r50_dcn": _solov2_light(36.4, "r50", 512),
     "solov2_decoupled_r101": _solov2(39.3, backbone="r101", mask_groups=4, mask_channels=64),
     "solov2_plus_r101_dcn": _solov2(None, backbone="r101", **_DCN, semantic_weight=1.0, grids=(80, 64, 32, 24, 12)),
+    **_sodar(),
 }
 
 

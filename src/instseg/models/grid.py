@@ -47,12 +47,13 @@ def assign_cells(
     grids: Sequence[int],
     scale_ranges: Sequence[tuple[float, float]],
     centre_region: float = 0.2,
+    min_pixels: int = 1,
 ) -> Assignment:
     """Which cells learn which object.
 
     An object belongs to every level whose range holds the square root of its box area (both ends included, ranges
     overlap). On such a level its positive cells are those of the region around its centre of mass that measures
-    ``centre_region`` of the box, at most 3 x 3. Objects without a pixel are skipped.
+    ``centre_region`` of the box, at most 3 x 3. Objects of fewer than ``min_pixels`` pixels are skipped.
 
     Args:
         boxes: (N, 4) float xyxy in pixels of the network input.
@@ -61,6 +62,7 @@ def assign_cells(
         grids: S of each level.
         scale_ranges: (low, high) of each level, pixels.
         centre_region: side of the centre region as a share of the box.
+        min_pixels: at least 1.
     """
     device = boxes.device
     total = sum(s * s for s in grids)
@@ -73,7 +75,7 @@ def assign_cells(
 
     cells, objects, first = [], [], 0
     for s, (low, high) in zip(grids, scale_ranges, strict=True):
-        chosen = ((scale >= low) & (scale <= high) & (areas > 0)).nonzero()[:, 0]
+        chosen = ((scale >= low) & (scale <= high) & (areas >= min_pixels)).nonzero()[:, 0]
 
         def cell(v: Tensor, extent: int, s: int = s, chosen: Tensor = chosen) -> Tensor:
             return (v[chosen] * s / extent).floor().long().clamp(0, s - 1)

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from instseg.models.config import Fraction, ModelConfig, Positive
 from instseg.nn.deform import Version
 from instseg.ops.nms import NMSKind, NMSOptions
+from instseg.ops.voting import Voting
 
 # Strides of the (re-strided) levels that enter the head; also the least area of a mask, in pixels at stride 4.
 STRIDES = (8, 8, 16, 32, 32)
@@ -24,6 +25,8 @@ class GridConfig(ModelConfig):
     scale_ranges: tuple[tuple[float, float], ...] = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
     centre_region: Fraction = 0.2  # side of the positive region around the centre of mass, share of the box
 
+    min_pixels: Positive = 1  # objects with fewer, at the network's input size, are not trained on
+
     mask_loss: Literal["dice", "bce", "focal"] = "dice"
     mask_weight: float | None = None  # None: the paper's for that loss: dice 3, BCE 10, focal 20
     category_weight: float = 1.0
@@ -39,11 +42,18 @@ class GridConfig(ModelConfig):
     nms_pre: Positive = 500  # candidates that enter NMS
     class_agnostic: bool = False  # masks of different classes suppress each other
     keep_threshold: Fraction = 0.05  # objects score at least this after NMS
+    voting: Voting = "none"  # final masks: mean of the candidates that NMS compared with them (SODAR, table II)
+    voting_threshold: Fraction = 0.7  # IoU with a final mask from which a candidate votes on it
 
     @property
     def nms_options(self) -> NMSOptions:
         """The fields that :func:`~instseg.ops.nms.nms` takes."""
         return NMSOptions(self.nms, self.nms_kernel, self.nms_sigma, self.nms_threshold, self.class_agnostic)
+
+    @property
+    def map_grids(self) -> tuple[int, ...]:
+        """S of the grids whose cells have a map each; those of the classes unless a method shares maps."""
+        return self.grids
 
     @property
     def strides(self) -> tuple[int, ...]:

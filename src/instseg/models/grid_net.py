@@ -5,7 +5,7 @@ cells. Cells that neither hold an object (training) nor a candidate (prediction)
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
@@ -26,10 +26,13 @@ from instseg.ops.mask_iou import mask_iou
 from instseg.ops.nms import survivors
 from instseg.ops.point_nms import point_nms
 from instseg.ops.resize import downsample_masks, resize
+from instseg.ops.voting import vote_weights
 
 MASK_STRIDE = 4  # of the maps on which masks are compared and kept
 # Soft masks of one chunk of candidates held at a time, in values: bounds memory whatever the number of candidates.
 CHUNK_VALUES = 8_000_000
+
+MaskFunction = Callable[[Any, int, int, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class GridNet(nn.Module, ABC):
     """A backbone with its pyramid; a subclass builds the branches and says what ``maps`` its masks live on."""
 
     shares_cells = False  # objects that share a cell are all trained on; else the last has it
+    idle_parameters = False  # some parameters take part in no loss
     mask_strides: ClassVar[tuple[int, ...]] = (4, 4, 8, 16, 16)  # of each level: half of what enters the head
 
     def __init__(self, config: GridConfig) -> None:
@@ -90,6 +94,12 @@ class GridNet(nn.Module, ABC):
         """Soft masks (N, h, w) float32 of cells (N,) of ``maps[level]``, numbered within it, in one image; brought
         to ``size`` where one is given."""
 
+    @property
+    def taught_masks(self) -> dict[str, MaskFunction]:
+        """What is compared with the targets: the names of the losses and, as :meth:`mask_probabilities`, what gives
+        their masks."""
+        return {"loss_mask": self.mask_probabilities}
+
     def head_levels(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
         """The re-strided levels, strides 8, 8, 16, 32, 32: P2 halved, P3 to P5, P6 enlarged."""
         p2, p3, p4, p5, p6 = pyramid
@@ -101,7 +111,9 @@ class GridNet(nn.Module, ABC):
     def assign(self, target: dict[str, Tensor], padded: tuple[int, int]) -> Assignment:
         """The positive cells of one image; ``target`` as in :meth:`loss`, ``padded`` (H, W) of the batch."""
         c = self.config
-        found = assign_cells(target["boxes"], target["masks"], padded, c.grids, c.scale_ranges, c.centre_region)
+        found = assign_cells(
+            target["boxes"], target["masks"], padded, c.grids, c.scale_ranges, c.centre_region, c.min_pixels
+        )
         return found if self.shares_cells else found.owned()
 
     def mask_items(self, losses: int, cells: int) -> int:
@@ -123,7 +135,7 @@ class GridNet(nn.Module, ABC):
         c = self.config
         padded = (outputs.size[0] * MASK_STRIDE, outputs.size[1] * MASK_STRIDE)
         logits = torch.cat([p.flatten(2) for p in outputs.categories], dim=2).transpose(1, 2)  # B, K, C
-        losses: list[Tensor] = []
+        losses: dict[str, list[Tensor]] = {name: [] for name in self.taught_masks}
         labels: list[Tensor] = []
         taught: set[int] = set()  # the maps that have a positive
         for image, target in enumerate(targets):
@@ -131,36 +143,40 @@ class GridNet(nn.Module, ABC):
             # Row -1 of the padded labels is background.
             padded_labels = torch.cat([target["labels"], target["labels"].new_tensor([c.num_classes])])
             labels.append(padded_labels[assignment.owner])
-            for level, found in self._mask_losses(outputs, image, assignment, target["masks"]):
-                losses.append(found)
+            for name, level, found in self._mask_losses(outputs, image, assignment, target["masks"]):
+                losses[name].append(found)
                 taught.add(level)
         cell_labels = torch.cat(labels)
         positives = int((cell_labels < c.num_classes).sum())
-        loss_mask = logits.new_zeros((), dtype=torch.float32)
-        if losses:
-            items = torch.cat(losses)
-            loss_mask = items.sum() / self.mask_items(len(items), positives)
-        # Without a positive a map's convolutions get no gradient, without its grid a level's in the pyramid.
-        if len(taught) < len(self.maps) or len(c.grids) < len(STRIDES):
-            loss_mask = loss_mask + 0.0 * torch.stack([p.float().sum() for p in self.parameters()]).sum()
         loss_category = category_focal_loss(logits.flatten(0, 1), cell_labels, positives, c.focal_alpha, c.focal_gamma)
+        named = {"loss_category": c.category_weight * loss_category}
         weight = MASK_LOSSES[c.mask_loss][1] if c.mask_weight is None else c.mask_weight
-        return {"loss_category": c.category_weight * loss_category, "loss_mask": weight * loss_mask}
+        for name, parts in losses.items():
+            items = torch.cat([logits.new_zeros(0, dtype=torch.float32), *parts])
+            named[name] = weight * items.sum() / max(1, self.mask_items(len(items), positives))
+        # Without a positive a map's convolutions get no gradient, without its grid a level's in the pyramid.
+        if len(taught) < len(self.maps) or len(c.grids) < len(STRIDES) or self.idle_parameters:
+            zero = 0.0 * torch.stack([p.float().sum() for p in self.parameters()]).sum()
+            named["loss_mask"] = named["loss_mask"] + zero
+        return named
 
-    def _mask_losses(self, outputs: Any, image: int, assignment: Assignment, masks: Tensor) -> list[tuple[int, Tensor]]:
-        """For each map that has positives in one image their losses (P,). Only positive cells are gathered: no
-        target of S S x H x W exists."""
+    def _mask_losses(
+        self, outputs: Any, image: int, assignment: Assignment, masks: Tensor
+    ) -> list[tuple[str, int, Tensor]]:
+        """For each map that has positives in one image the names and values (P,) of their losses. Only positive
+        cells are gathered: no target of S S x H x W exists."""
         found = []
         smaller: dict[int, Tensor] = {}
         for level, m in enumerate(self.maps):
             inside = (assignment.cells >= m.first) & (assignment.cells < m.last)
             if not bool(inside.any()):
                 continue
-            p = self.mask_probabilities(outputs, image, level, assignment.cells[inside] - m.first)
-            if m.stride not in smaller:
-                smaller[m.stride] = _padded(downsample_masks(masks, m.stride), (p.shape[1], p.shape[2]))
-            q = smaller[m.stride][assignment.objects[inside]]
-            found.append((level, mask_loss(self.config.mask_loss, p, q)))
+            for name, masks_of in self.taught_masks.items():
+                p = masks_of(outputs, image, level, assignment.cells[inside] - m.first)
+                if m.stride not in smaller:
+                    smaller[m.stride] = _padded(downsample_masks(masks, m.stride), (p.shape[1], p.shape[2]))
+                q = smaller[m.stride][assignment.objects[inside]]
+                found.append((name, level, mask_loss(self.config.mask_loss, p, q)))
         return found
 
     # --- inference: section 3.3.3 and 3.3.4 -----------------------------------------------------------------------
@@ -168,6 +184,10 @@ class GridNet(nn.Module, ABC):
     def decode(self, outputs: Any, views: Sequence[View]) -> list[Instances]:
         """The objects of each image, masks at a quarter of the input. ``views`` say where each input lies in its
         image."""
+        return [instances for instances, _ in self.decode_cells(outputs, views)]
+
+    def decode_cells(self, outputs: Any, views: Sequence[View]) -> list[tuple[Instances, Tensor]]:
+        """As :meth:`decode`, with the cell (M,) of each object, numbered over all levels."""
         hits: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in views]
         first = 0
         for logits in outputs.categories:  # level by level: with many classes the scores are large, the hits are few
@@ -184,17 +204,36 @@ class GridNet(nn.Module, ABC):
 
     def _decode_image(
         self, outputs: Any, image: int, view: View, cells: Tensor, labels: Tensor, scores: Tensor
-    ) -> Instances:
+    ) -> tuple[Instances, Tensor]:
         """``cells``, ``labels`` and ``scores`` (N,) of the candidates, cell by cell."""
         c = self.config
+        classified = scores
         scores, kept, binary, soft = self._candidates(outputs, image, cells, scores)
-        cells, labels = cells[kept], labels[kept]
+        cells, labels, classified = cells[kept], labels[kept], classified[kept]
         iou = mask_iou(binary, None if c.class_agnostic else labels)
         order, scores, capped = survivors(scores, labels, iou, c.nms_options, c.keep_threshold, c.max_instances)
         placement = Placement.of(view, outputs.size, MASK_STRIDE)
-        final = soft[kept[order]] if soft is not None else self.soft_masks(outputs, image, cells[order])
+        if c.voting != "none":
+            votes = vote_weights(c.voting, c.voting_threshold, iou, labels, classified, order)
+            final = self._voted(outputs, image, cells, None if soft is None else soft[kept], votes)
+        else:
+            final = soft[kept[order]] if soft is not None else self.soft_masks(outputs, image, cells[order])
         masks = Masks.from_soft(final, placement, view.image_size, c.mask_threshold)
-        return Instances(scores, labels[order], masks, capped)
+        return Instances(scores, labels[order], masks, capped), cells[order]
+
+    def _voted(self, outputs: Any, image: int, cells: Tensor, soft: Tensor | None, votes: Tensor) -> Tensor:
+        """Means (M, H/4, W/4) of the soft masks of candidate ``cells`` (n,), which ``soft`` are where they fit into
+        one chunk, weighted by ``votes`` (M, n)."""
+        h, w = outputs.size
+        if soft is not None:
+            return (votes @ soft.flatten(1)).view(-1, h, w)
+        final = votes.new_zeros(len(votes), h * w)
+        voting = votes.any(dim=0).nonzero()[:, 0]
+        chunk = max(1, CHUNK_VALUES // (h * w))
+        for i in range(0, len(voting), chunk):
+            part = voting[i : i + chunk]
+            final += votes[:, part] @ self.soft_masks(outputs, image, cells[part]).flatten(1)
+        return final.view(-1, h, w)
 
     def _candidates(
         self, outputs: Any, image: int, cells: Tensor, scores: Tensor

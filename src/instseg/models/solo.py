@@ -51,7 +51,11 @@ class CategoryBranch(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Levels (B, channels, h, w) to logits (B, C, S, S)."""
-        return [self.output(self.tower(aligned(x, s, self.align))) for s, x in zip(self.grids, levels, strict=True)]
+        return [self.output(x) for x in self.features(levels)]
+
+    def features(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """What the output convolution is applied to, (B, width, S, S)."""
+        return [self.tower(aligned(x, s, self.align)) for s, x in zip(self.grids, levels, strict=True)]
 
 
 def aligned(x: Tensor, s: int, how: str) -> Tensor:
@@ -91,7 +95,7 @@ class SOLO(GridNet):
         self.mask_tower = Tower(
             config.fpn_channels, width, depth, coord_convs=config.coord_convs, dcn=dcn, dcn_from=dcn_from
         )
-        self.mask_output = nn.ModuleList(prediction_conv(width, s * s, 1, prior_bias()) for s in config.grids)
+        self.mask_output = nn.ModuleList(prediction_conv(width, s * s, 1, prior_bias()) for s in config.map_grids)
 
     def predict_pyramid(self, pyramid: Sequence[Tensor]) -> SOLOOutputs:
         """[P2, ..., P6] at strides 4 to 64 (one map at stride 8 without a pyramid) to raw outputs."""
@@ -102,16 +106,23 @@ class SOLO(GridNet):
     def mask_probabilities(
         self, outputs: SOLOOutputs, image: int, level: int, cells: Tensor, size: tuple[int, int] | None = None
     ) -> Tensor:
-        """The masks of some cells. The 1x1 output convolution is applied for those cells only, and before the
-        enlargement to twice the size: the two are linear and commute."""
+        soft = self.mask_logits(outputs, image, level, cells).sigmoid()
+        return soft if size is None else resize(soft[None], size)[0]
+
+    def mask_logits(self, outputs: SOLOOutputs, image: int, level: int, cells: Tensor) -> Tensor:
+        """The maps (N, 2h, 2w) of some cells of a level. The 1x1 output convolution is applied for those cells only,
+        and before the enlargement to twice the size: the two are linear and commute."""
         feature, output = outputs.features[level][image], self.mask_output[level]
         assert isinstance(output, nn.Conv2d) and output.bias is not None
         logits = dynamic_conv(feature, output.weight[cells].flatten(1)) + output.bias[cells, None, None]
-        soft = resize(logits.float()[None], (2 * logits.shape[1], 2 * logits.shape[2])).sigmoid()
-        return (soft if size is None else resize(soft, size))[0]
+        return resize(logits.float()[None], (2 * logits.shape[1], 2 * logits.shape[2]))[0]
+
+    def as_published(self, x: Tensor) -> None:
+        """Everything that the published code computes for an image (B, 3, H, W): for counting operations."""
+        self.all_masks(self(x))
 
     def all_masks(self, outputs: SOLOOutputs) -> list[Tensor]:
         """Logits of the masks of all cells as the published code makes them, (B, S S, 2h, 2w) a level: for
-        comparison and for counting operations."""
+        comparison."""
         doubled = [resize(x, (2 * x.shape[-2], 2 * x.shape[-1])) for x in outputs.features]
         return [output(x) for output, x in zip(self.mask_output, doubled, strict=True)]

@@ -39,6 +39,8 @@ class SOLOv2Config(GridConfig):
     mask_feature_dcn: bool = False  # deformable convolutions in the mask feature branch, of version dcn
     kernel_coords: bool = True  # the kernel branch sees coordinates (table 5b)
     feature_coords: bool = True  # the mask feature branch sees coordinates (table 5b)
+    mask_feature_norm: bool = True  # group norm in the mask feature's 3x3 convolutions; the output's 1x1 has it always
+    kernel_conv: Literal[1, 3] = 3  # size of the convolution that predicts the kernels
     semantic_weight: float = 0.0  # of the auxiliary semantic loss of SOLOv2+ (table 6a); 0: no such branch
     shared_cells: Literal["all", "mmdet", "last"] = "all"  # objects in one cell: train on all (mean over masks),
     # on all (sum over masks / number of cells, as mmdetection), or on the last one alone
@@ -73,20 +75,23 @@ class SOLOv2Head(nn.Module):
         super().__init__()
         channels, width, depth = config.fpn_channels, config.tower_channels, config.tower_convs
         dcn, dcn_from = config.tower_dcn(depth)
-        self.grids, self.kernel_coords = config.grids, config.kernel_coords
+        self.grids, self.map_grids, self.kernel_coords = config.grids, config.map_grids, config.kernel_coords
         kernel_inputs = channels + 2 if config.kernel_coords else channels
         self.category_tower = Tower(channels, width, depth, dcn=dcn, dcn_from=dcn_from)
         self.category = prediction_conv(width, config.num_classes, bias=prior_bias())
         self.kernel_tower = Tower(kernel_inputs, width, depth, dcn=dcn, dcn_from=dcn_from)
-        self.kernel = prediction_conv(width, config.mask_groups * config.mask_channels * config.kernel_size**2)
+        kernel = config.mask_groups * config.mask_channels * config.kernel_size**2
+        self.kernel = prediction_conv(width, kernel) if config.kernel_conv == 3 else nn.Conv2d(width, kernel, 1)
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Re-strided levels, each (B, fpn_channels, h, w), to category logits and kernels of each level."""
         categories, kernels = [], []
-        for s, level in zip(self.grids, levels, strict=True):
-            x = resize(append_coordinates(level), (s, s))  # B, 258, S, S: coordinates are resized with the features
+        for s, t, level in zip(self.grids, self.map_grids, levels, strict=True):
+            placed = append_coordinates(level)
+            x = resize(placed, (t, t))  # B, 258, S, S: coordinates are resized with the features
             kernels.append(self.kernel(self.kernel_tower(x if self.kernel_coords else x[:, :-2])))
-            categories.append(self.category(self.category_tower(x[:, :-2])))
+            y = x if s == t else resize(placed, (s, s))
+            categories.append(self.category(self.category_tower(y[:, :-2])))
         return categories, kernels
 
 
@@ -101,7 +106,12 @@ class SOLOv2(GridNet):
         if config.mask_feature == "unified":
             dcn = config.dcn if config.mask_feature_dcn else 0
             self.mask_feature = MaskFeature(
-                channels, config.mask_hidden, config.mask_channels, config.feature_coords, dcn
+                channels,
+                config.mask_hidden,
+                config.mask_channels,
+                config.feature_coords,
+                dcn,
+                config.mask_feature_norm,
             )
             self.maps = [MaskMap(MASK_STRIDE, 0, sum(s * s for s in config.grids))]
         else:
@@ -130,6 +140,15 @@ class SOLOv2(GridNet):
         self, outputs: SOLOv2Outputs, image: int, level: int, cells: Tensor, size: tuple[int, int] | None = None
     ) -> Tensor:
         """The dynamic convolution of some cells; with ``mask_groups`` the product of their A maps."""
+        logits, groups = self.mask_logits(outputs, image, level, cells), self.config.mask_groups
+        if groups == 1:
+            soft = logits.sigmoid()
+        else:  # the product of sigmoids, in logarithms
+            soft = F.logsigmoid(logits).view(len(cells), groups, *logits.shape[1:]).sum(dim=1).exp()
+        return soft if size is None else resize(soft[None], size)[0]
+
+    def mask_logits(self, outputs: SOLOv2Outputs, image: int, level: int, cells: Tensor) -> Tensor:
+        """The maps (N A, h, w) of some cells."""
         c = self.config
         feature = outputs.mask_features[level][image]
         one_map = len(self.maps) == 1
@@ -142,11 +161,7 @@ class SOLOv2(GridNet):
         logits = dynamic_conv(feature, groups, c.kernel_size).float()
         if not one_map and c.kernel_size == 1:
             logits = resize(logits[None], (2 * logits.shape[1], 2 * logits.shape[2]))[0]
-        if c.mask_groups == 1:
-            soft = logits.sigmoid()
-        else:  # the product of sigmoids, in logarithms
-            soft = F.logsigmoid(logits).view(len(kernels), c.mask_groups, *logits.shape[1:]).sum(dim=1).exp()
-        return soft if size is None else resize(soft[None], size)[0]
+        return logits
 
     # --- training: section 3.3 ------------------------------------------------------------------------------------
 

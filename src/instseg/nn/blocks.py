@@ -14,17 +14,19 @@ class ConvGNReLU(nn.Module):
     """Convolution without bias, group norm, ReLU, at stride 1 and unchanged size.
 
     The norm has 32 groups, or the largest common divisor with ``out_channels`` for narrow heads. ``dcn`` makes the
-    convolution deformable.
+    convolution deformable, ``norm=False`` leaves the norm out.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, dcn: Version = 0) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, dcn: Version = 0, norm: bool = True
+    ) -> None:
         super().__init__()
         self.conv: nn.Conv2d | DeformConv2d
         if dcn:
             self.conv = DeformConv2d(in_channels, out_channels, kernel_size, version=dcn)
         else:
             self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
-        self.gn = nn.GroupNorm(math.gcd(32, out_channels), out_channels)
+        self.gn = nn.GroupNorm(math.gcd(32, out_channels), out_channels) if norm else nn.Identity()
         nn.init.normal_(self.conv.weight, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:

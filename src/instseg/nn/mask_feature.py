@@ -21,6 +21,7 @@ class MaskFeature(nn.Module):
         out_channels: of F.
         coordinates: give P5 its coordinates (table 5b: without, the map knows where it is only by the padding).
         dcn: version of the deformable convolutions, of the output's 1x1 too; 0 for plain ones.
+        norm: group norm in the 3x3 blocks.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class MaskFeature(nn.Module):
         out_channels: int = 256,
         coordinates: bool = True,
         dcn: Version = 0,
+        norm: bool = True,
     ) -> None:
         super().__init__()
         self.coordinates = coordinates
@@ -38,7 +40,7 @@ class MaskFeature(nn.Module):
             inputs = in_channels + 2 if level == 3 and coordinates else in_channels
             chain: list[nn.Module] = []
             for i in range(max(level, 1)):
-                chain.append(ConvGNReLU(inputs if i == 0 else hidden, hidden, dcn=dcn))
+                chain.append(ConvGNReLU(inputs if i == 0 else hidden, hidden, dcn=dcn, norm=norm))
                 if level:
                     chain.append(Upsample2x())
             self.levels.append(nn.Sequential(*chain))

@@ -48,6 +48,15 @@ _ORIGINAL_STATIC: Rules = (
     (r"bbox_head\.ins_convs((?:_[xy])?)\.(.+)", r"mask_tower\1.\2"),
     (r"bbox_head\.d?solo_ins_list((?:_[xy])?)\.(.+)", r"mask_output\1.\2"),
 )
+_AGGMASK: Rules = (
+    (r"bbox_head\.learned_weights\.(.+)", r"aggregation.aggregate.weights.\1"),
+    (r"bbox_head\.context_fusion_convs\.0\.(.+)", r"aggregation.context.fuse.\1"),
+    (r"bbox_head\.context_fusion_convs\.1\.(.+)", r"aggregation.context.tail.0.\1"),
+    (r"bbox_head\.context_fusion_convs\.3\.(.+)", r"aggregation.context.tail.2.\1"),
+    (r"bbox_head\.kernel_convs_convcomb\.(.+)", r"aggregation.tower.\1"),
+    (r"bbox_head\.feature_convs\.(\d)\.conv(\d)\.(.+)", r"mask_feature.levels.\1.\2.\3"),
+    (r"bbox_head\.solo_mask\.(.+)", r"mask_feature.output.\1"),
+)
 _ADELAIDET: Rules = (
     (r"backbone\.bottom_up\.stem\.conv1\.norm\.(.+)", r"backbone.body.bn1.\1"),
     (r"backbone\.bottom_up\.stem\.conv1\.weight", r"backbone.body.conv1.weight"),
@@ -73,7 +82,7 @@ class Renamed:
     """A state under our names.
 
     Attributes:
-        code: the code base it came from.
+        code: the code base it came from, as :func:`code_base` names it.
         state: tensors by our names.
         unknown: names for which there is no rule.
     """
@@ -84,11 +93,14 @@ class Renamed:
 
 
 def code_base(names: Mapping[str, Tensor]) -> str | None:
-    """Whose names these are: ``mmdetection``, ``SOLO`` (the authors' repository), ``AdelaiDet``, or None."""
+    """Whose names these are: ``mmdetection``, ``SOLO`` (the authors' repository), ``AggMask`` (SODAR's authors),
+    ``AdelaiDet``, or None."""
     if any(name.startswith("backbone.bottom_up.") for name in names):
         return "AdelaiDet"
     if any(name.startswith("mask_head.") for name in names):
         return "mmdetection"
+    if any(name.startswith("bbox_head.learned_weights.") for name in names):
+        return "AggMask"
     if any(re.match(r"bbox_head\.(cate_convs|solo_cate|dsolo_cate)", name) for name in names):
         return "SOLO"
     return None
@@ -106,7 +118,7 @@ def rename(state: Mapping[str, Tensor]) -> Renamed | None:
         rules = _MMDET_BODY + (_MMDET3_DYNAMIC if any("conv_kernel" in name for name in state) else _MMDET3_STATIC)
     else:
         dynamic = any("solo_kernel" in name for name in state)
-        rules = _MMDET_BODY + (_ORIGINAL_DYNAMIC if dynamic else _ORIGINAL_STATIC)
+        rules = _MMDET_BODY + _AGGMASK + (_ORIGINAL_DYNAMIC if dynamic else _ORIGINAL_STATIC)
     renamed: dict[str, Tensor] = {}
     unknown: list[str] = []
     for name, tensor in state.items():

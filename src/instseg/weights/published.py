@@ -25,6 +25,7 @@ CAFFE = {
     "pixel_std": (1.0, 1.0, 1.0),
     "antialias": True,  # Pillow's bilinear resizing; mmdetection's is OpenCV's, without
 }
+_SPOKEN = {"DecoupledSOLO": "Decoupled SOLO", "SODARSOLOv2": "SODAR* (on SOLOv2)"}
 _BASIC: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "r18", (3, 4, 6, 3): "r34"}  # blocks of each stage
 _BOTTLENECK: dict[tuple[int, ...], str] = {(3, 4, 6, 3): "r50", (3, 4, 23, 3): "r101"}
 
@@ -34,7 +35,7 @@ class Published:
     """What a foreign checkpoint holds.
 
     Attributes:
-        code: the code base: ``mmdetection``, ``SOLO`` (the authors' repository) or ``AdelaiDet``.
+        code: the code base, as :func:`~instseg.weights.names.code_base` names it.
         fields: configuration fields that can be read off its tensors.
         state: tensors by our names.
     """
@@ -47,7 +48,7 @@ class Published:
         """In words: what it seems to be."""
         f = self.fields
         return (
-            f"{f['method']} on {f['backbone'] or 'an unknown backbone'}, {f['num_classes']} classes, from {self.code}"
+            f"{_SPOKEN.get(f['net'], f['net'])} on {f['backbone'] or 'an unknown backbone'}, {f['num_classes']} classes, from {self.code}"
         )
 
 
@@ -55,7 +56,7 @@ def read_published(path: str | os.PathLike[str], model: str | None = None) -> Ch
     """A published checkpoint of the SOLO family as one of ours.
 
     Args:
-        path: ``.pth`` of mmdetection 2 or 3, the authors' SOLO repository, or AdelaiDet.
+        path: ``.pth`` of mmdetection 2 or 3, the authors' SOLO repository, AggMask (SODAR), or AdelaiDet.
         model: the zoo's name for it; None finds the one it fits.
 
     Raises:
@@ -93,7 +94,7 @@ def identify(state: Mapping[str, Tensor], where: str) -> Published:
         first = ", ".join(list(state)[:3]) or "no tensors"
         raise CheckpointError(
             f"{where} is no checkpoint of the SOLO family that instseg knows (it holds {first}, ...): give one of "
-            "mmdetection, the authors' SOLO repository or AdelaiDet."
+            "mmdetection, the authors' SOLO repository, AggMask or AdelaiDet."
         )
     normalised = {k: v for k, v in state.items() if k in ("pixel_mean", "pixel_std")}
     unknown = [name for name in renamed.unknown if name not in normalised]
@@ -113,9 +114,11 @@ def identify(state: Mapping[str, Tensor], where: str) -> Published:
 def _read_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     dynamic = "head.kernel.weight" in state
     output = state.get("head.category.weight" if dynamic else "category.output.weight")
-    method = "SOLOv2" if dynamic else "Decoupled SOLO" if "mask_output_x.0.weight" in state else "SOLO"
+    net = "SOLOv2" if dynamic else "DecoupledSOLO" if "mask_output_x.0.weight" in state else "SOLO"
+    if "aggregation.aggregate.weights.weight" in state:
+        net = "SODARSOLOv2" if dynamic else "SODAR"
     return {
-        "method": method,
+        "net": net,
         "backbone": _backbone(state),
         "num_classes": 0 if output is None else len(output),
     }
@@ -154,7 +157,7 @@ def _mismatches(name: str, published: Published) -> list[str]:
 def _fits(name: str, published: Published) -> bool:
     entry, f = MODELS[name], published.fields
     config = build_config(name, {})
-    if config.backbone != f["backbone"] or entry.net.__name__ != f["method"].replace(" ", ""):  # the quick answer
+    if config.backbone != f["backbone"] or entry.net.__name__ != f["net"]:  # the quick answer
         return False
     return bool(f["num_classes"]) and not _mismatches(name, published)
 

@@ -1,0 +1,402 @@
+"""SODAR, "Segmenting Objects by Dynamically Aggregating Neighboring Mask Representations", on SOLO and on SOLOv2.
+
+The host's map of a cell is no mask but a raw representation, and only what is made of it is compared with a target:
+a small network, whose weights are predicted for each cell, aggregates the representations of the cell and of its
+neighbours with a context feature to the logits of the mask (section IV). Where the paper and the released code
+(AggMask) differ, the code is the default; docs/decisions/sodar.md lists the differences and the fields for them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from instseg.models.config import Fraction, Positive
+from instseg.models.grid_config import GridConfig
+from instseg.models.grid_net import MaskFunction
+from instseg.models.solo import SOLO, SOLOConfig, SOLOOutputs
+from instseg.models.solov2 import SOLOv2, SOLOv2Config, SOLOv2Outputs
+from instseg.nn.aggregation import Aggregation, FeatureContext, MultiLevelContext, resize_aligned
+from instseg.nn.blocks import Tower
+from instseg.ops.coords import append_coordinates
+from instseg.ops.neighbours import Mapping, Pattern, bilinear_cells, gathered, neighbour_cells
+from instseg.ops.resize import resize
+
+
+class AggregationConfig(GridConfig):
+    """What both hosts share; published values by default."""
+
+    mask_grids: tuple[Positive, ...] | None = None  # S' of the grids that have representations; None: as grids
+    neighbours: Literal[0, "2col", "2row", 4, 8] = 4  # representations beside a cell's own (table VI)
+    neighbour_cells: Literal["released", "plus", "paper"] = "released"  # released: 4 neighbours are the corners around
+    # the cell, without a centre, where every level's mask grid differs from its grid; plus: never; paper: never, and
+    # the paper's mapping floor(i S' / S) and order
+    deformable: bool = False  # predict offsets of the sampled cells (section IV-c)
+    offset_gradient: Fraction = 1.0  # factor on the gradient of the offsets
+    aggregation: Literal["dynamic", "static"] = "dynamic"  # weights predicted for each cell, or the same for all
+    aggregation_layers: Annotated[int, Field(ge=1, le=4)] = 3
+    aggregation_width: Positive = 4  # channels between them
+    aggregation_kernel: Literal[1, 3] = 3
+    context: Literal["with", "without", "only"] = "with"  # the multi-level context; only: no representations
+    context_layers: Literal[1, 2] = 2  # 1x1 convolutions of the context; the paper's text has one
+    context_channels: Positive = 16
+    weight_kernel: Literal[1, 3] = 3  # of the convolution that predicts the weights
+    weight_activation: Literal["tanh", "none"] = "tanh"
+    two_stage_loss: bool = False  # teach a cell's own representation the mask, too (table VI)
+
+    @property
+    def map_grids(self) -> tuple[int, ...]:
+        return self.mask_grids or self.grids
+
+    @property
+    def pattern(self) -> Pattern:
+        """Which cells are gathered."""
+        if self.neighbours != 4:
+            return "self" if self.neighbours == 0 else "8" if self.neighbours == 8 else self.neighbours
+        apart = all(a != b for a, b in zip(self.grids, self.map_grids, strict=True))
+        return "corners" if apart and self.neighbour_cells == "released" and not self.deformable else "4"
+
+    @property
+    def mapping(self) -> Mapping:
+        """How cells of one grid are found on the other."""
+        return "paper" if self.neighbour_cells == "paper" else "released"
+
+    @model_validator(mode="after")
+    def _aggregation(self) -> Self:
+        if len(self.map_grids) != len(self.grids):
+            raise ValueError("mask_grids must have one entry for each of grids")
+        if self.context == "only" and (self.aggregation == "static" or self.deformable):
+            raise ValueError('context="only" gathers no neighbours: it needs aggregation="dynamic", deformable=False')
+        if self.two_stage_loss and (self.map_grids != self.grids or self.context == "only"):
+            raise ValueError("two_stage_loss needs a representation for each cell: mask_grids=None, context not only")
+        return self
+
+
+@dataclass(frozen=True)
+class AggregationInputs:
+    """What the masks are aggregated with, for a batch.
+
+    Attributes:
+        features: for each level (B, C, S, S): the weights and offsets of a cell are predicted from it.
+        context: (B, K, H/4, W/4), not negative, or None.
+    """
+
+    features: list[Tensor]
+    context: Tensor | None
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The cells whose representations make up those of N cells, numbered over all levels of the mask grids.
+
+    Attributes:
+        cells: (N, n), or (N, n, 4) with ``shares``.
+        shares: (N, n, 4), what each of the four counts for, or None.
+        positions: (N, n, 2) rows and columns on the level's mask grid, fractional where they are deformed.
+    """
+
+    cells: Tensor
+    shares: Tensor | None
+    positions: Tensor
+
+
+class GridAggregation(nn.Module):
+    """The aggregation of a network of the SOLO family: which cells, their weights, their context."""
+
+    def __init__(self, config: AggregationConfig, in_channels: int, context: nn.Module | None, tower: bool) -> None:
+        """in_channels: of the categories' features; tower: predict from a tower on the levels instead."""
+        super().__init__()
+        self.config = config
+        self.context = context
+        self.tower = None
+        if tower:
+            channels = in_channels = config.fpn_channels
+            self.tower = Tower(channels + 2, channels, config.tower_convs)
+        self.aggregate = Aggregation(
+            in_channels,
+            0 if config.context == "only" else gathered(config.pattern),
+            0 if config.context == "without" else config.context_channels,
+            layers=config.aggregation_layers,
+            width=config.aggregation_width,
+            kernel_size=config.aggregation_kernel,
+            weight_kernel=config.weight_kernel,
+            activation=config.weight_activation,
+            dynamic=config.aggregation == "dynamic",
+            deformable=config.deformable,
+            offset_gradient=config.offset_gradient,
+        )
+        self.first = list(accumulate((s * s for s in config.grids), initial=0))
+        self.first_map = list(accumulate((s * s for s in config.map_grids), initial=0))
+
+    def forward(
+        self, context_from: Any, levels: Sequence[Tensor], category_features: Sequence[Tensor]
+    ) -> AggregationInputs:
+        """``context_from``: what the context takes; re-strided ``levels`` (B, E, h, w); the categories' features
+        (B, C, S, S), which are not read where the weights have a tower of their own."""
+        context = None if self.context is None else self.context(context_from)
+        return AggregationInputs(self._features(levels, category_features), context)
+
+    def _features(self, levels: Sequence[Tensor], category_features: Sequence[Tensor]) -> list[Tensor]:
+        if self.tower is None:
+            return list(category_features)
+        placed = (append_coordinates(x) for x in levels)
+        return [self.tower(resize(x, (s, s))) for x, s in zip(placed, self.config.grids, strict=True)]
+
+    def as_published(
+        self, context_from: Any, levels: Sequence[Tensor], category_features: Sequence[Tensor]
+    ) -> AggregationInputs:
+        """:meth:`forward` and the weights of all cells, (B, D, S, S) a level in place of the features, in the order
+        of the published code: for comparison and for counting operations."""
+        context: Callable[[Any], Tensor] | None = self.context
+        if isinstance(self.context, MultiLevelContext):
+            context = self.context.as_published
+        features = self._features(levels, category_features)
+        convs = [c for c in (self.aggregate.weights, self.aggregate.offsets) if c is not None]
+        dense = [torch.cat([conv(x) for conv in convs], dim=1) if convs else x for x in features]
+        return AggregationInputs(dense, None if context is None else context(context_from))
+
+    def gather(self, inputs: AggregationInputs, image: int, cells: Tensor) -> Gathered:
+        """Which representations the masks of cells (N,), numbered over all levels, are made of."""
+        c = self.config
+        near: list[Tensor] = []
+        shares: list[Tensor] = []
+        positions: list[Tensor] = []
+        order: list[Tensor] = []
+        for level, at in self._by_level(cells):
+            s, t, first = c.grids[level], c.map_grids[level], self.first_map[level]
+            inside = cells[at] - self.first[level]
+            found = neighbour_cells(inside, s, t, c.pattern, c.mapping)
+            offsets = self.aggregate.predict_offsets(inputs.features[level][image], inside)
+            if offsets is None:
+                near.append(first + found[..., 0] * t + found[..., 1])
+                positions.append(found)
+            else:
+                # Neighbours beyond the border are on it before they move: zero offsets are the fixed neighbours.
+                moved = (found + offsets).clamp(0, t - 1)
+                four, share = bilinear_cells(moved, t)
+                near.append(first + four)
+                shares.append(share)
+                positions.append(moved.detach())
+            order.append(at)
+        back = torch.cat(order).argsort()
+        return Gathered(torch.cat(near)[back], torch.cat(shares)[back] if shares else None, torch.cat(positions)[back])
+
+    def weights(self, inputs: AggregationInputs, image: int, cells: Tensor) -> Tensor | None:
+        """The parameters (N, D) of the small networks of cells (N,), numbered over all levels; None when static."""
+        found, order = [], []
+        for level, at in self._by_level(cells):
+            inside = cells[at] - self.first[level]
+            part = self.aggregate.predict_weights(inputs.features[level][image], inside)
+            if part is None:
+                return None
+            found.append(part)
+            order.append(at)
+        return torch.cat(found)[torch.cat(order).argsort()]
+
+    def mask_logits(
+        self, inputs: AggregationInputs, image: int, cells: Tensor, size: tuple[int, int], maps: Callable[..., Tensor]
+    ) -> Tensor:
+        """Mask logits (N, h, w) float32 of cells (N,), numbered over all levels.
+
+        Args:
+            inputs: what :meth:`forward` gave.
+            image: of the batch.
+            cells: all on maps of ``size``.
+            size: (h, w).
+            maps: gives the representations (U, h, w) of cells (U,), numbered over all levels of the mask grids. Each
+                is asked for once, however many cells share it.
+        """
+        context = None
+        if inputs.context is not None:
+            context = resize_aligned(inputs.context[image : image + 1], size)[0]
+        weights = self.weights(inputs, image, cells)
+        if self.config.context == "only":
+            alone: Tensor = self.aggregate(None, None, weights, context)
+            return alone.float()
+        chosen = self.gather(inputs, image, cells)
+        used, index = torch.unique(chosen.cells, return_inverse=True)
+        logits: Tensor = self.aggregate(maps(used), index, weights, context, chosen.shares)
+        return logits.float()
+
+    def _by_level(self, cells: Tensor) -> list[tuple[int, Tensor]]:
+        """The levels that cells (N,) lie on, and which of them lie on each."""
+        found = [
+            (level, ((cells >= self.first[level]) & (cells < self.first[level + 1])).nonzero()[:, 0])
+            for level in range(len(self.config.grids))
+        ]
+        return [(level, at) for level, at in found if len(at)]
+
+
+# --- on SOLO ------------------------------------------------------------------------------------------------------
+
+
+class SODARConfig(SOLOConfig, AggregationConfig):
+    """SODAR on SOLO, as released."""
+
+    weight_tower: bool = False  # the weights have a tower of their own; else the categories' tower is theirs
+
+    @model_validator(mode="after")
+    def _pyramid(self) -> Self:
+        if not self.pyramid:
+            raise ValueError("the context of SODAR needs the pyramid: pyramid=true")
+        return self
+
+
+@dataclass(frozen=True)
+class SODAROutputs(SOLOOutputs):
+    """Raw outputs for a batch: SOLO's, and what its maps are aggregated with."""
+
+    aggregation: AggregationInputs
+
+
+class SODAR(SOLO):
+    """SOLO whose maps are representations."""
+
+    def __init__(self, config: SODARConfig) -> None:
+        super().__init__(config)
+        self.aggregation = GridAggregation(config, config.tower_channels, _context(config), config.weight_tower)
+        self.idle_parameters = config.context == "only"
+
+    def predict_pyramid(self, pyramid: Sequence[Tensor]) -> SODAROutputs:
+        levels = self.head_levels(pyramid)
+        size = (2 * levels[0].shape[-2], 2 * levels[0].shape[-1])
+        features = self.category.features(levels)
+        categories = [self.category.output(x) for x in features]
+        inputs = self.aggregation(pyramid, levels, features)
+        return SODAROutputs(categories, size, [self.mask_tower(x) for x in levels], inputs)
+
+    def mask_logits(self, outputs: SODAROutputs, image: int, level: int, cells: Tensor) -> Tensor:  # type: ignore[override]
+        feature, a = outputs.features[level], self.aggregation
+        return a.mask_logits(
+            outputs.aggregation,
+            image,
+            a.first[level] + cells,
+            (2 * feature.shape[-2], 2 * feature.shape[-1]),
+            lambda used: self.representations(outputs, image, level, used - a.first_map[level]),
+        )
+
+    def representations(self, outputs: SODAROutputs, image: int, level: int, cells: Tensor) -> Tensor:
+        """The raw maps (U, 2h, 2w) of cells (U,) of a level's mask grid: what were SOLO's logits."""
+        return SOLO.mask_logits(self, outputs, image, level, cells)
+
+    @property
+    def taught_masks(self) -> dict[str, MaskFunction]:
+        return _taught(self, super().taught_masks)
+
+    def as_published(self, x: Tensor) -> None:
+        """Everything that the published code computes for (B, 3, H, W), the aggregation itself excepted: for
+        counting operations."""
+        pyramid = self.fpn(self.backbone(x))
+        levels = self.head_levels(pyramid)
+        features = self.category.features(levels)
+        categories = [self.category.output(f) for f in features]
+        self.all_masks(SOLOOutputs(categories, (0, 0), [self.mask_tower(level) for level in levels]))
+        self.aggregation.as_published(pyramid, levels, features)
+
+
+# --- on SOLOv2 ----------------------------------------------------------------------------------------------------
+
+# The host as AggMask has it, a third of SOLOv2's width and without norms in the mask feature.
+RELEASED_SOLOV2: dict[str, Any] = {
+    "tower_channels": 256,
+    "mask_hidden": 256,
+    "mask_feature_norm": False,
+    "kernel_conv": 1,
+}
+
+
+class SODARSOLOv2Config(SOLOv2Config, AggregationConfig):
+    """SODAR* (on SOLOv2), as released."""
+
+    base: Literal["released", "solov2"] = "released"  # the host as AggMask has it, or SOLOv2's own branches; fields
+    # that are given count more
+    shared_cells: Literal["all", "mmdet", "last"] = "last"
+    weight_kernel: Literal[1, 3] = 1
+    weight_activation: Literal["tanh", "none"] = "none"
+    context_source: Literal["pyramid", "mask_feature"] = "pyramid"  # what the context is a convolution of
+
+    @model_validator(mode="before")
+    @classmethod
+    def _base(cls, given: Any) -> Any:
+        released = isinstance(given, dict) and given.get("base", "released") == "released"
+        return {**RELEASED_SOLOV2, **given} if released else given
+
+    @model_validator(mode="after")
+    def _host(self) -> Self:
+        if self.mask_groups != 1 or self.mask_feature != "unified":
+            raise ValueError("SODAR aggregates single maps on one feature: mask_groups=1 and mask_feature=unified")
+        return self
+
+
+@dataclass(frozen=True)
+class SODARSOLOv2Outputs(SOLOv2Outputs):
+    """Raw outputs for a batch: SOLOv2's, and what its maps are aggregated with (always there)."""
+
+    aggregation: AggregationInputs | None = None
+
+
+class SODARSOLOv2(SOLOv2):
+    """SOLOv2 whose maps are representations."""
+
+    def __init__(self, config: SODARSOLOv2Config) -> None:
+        super().__init__(config)
+        context = _context(config)
+        if context is not None and config.context_source == "mask_feature":
+            context = FeatureContext(config.mask_channels, config.context_channels)
+        self.aggregation = GridAggregation(config, config.fpn_channels, context, tower=True)
+        self.idle_parameters = config.context == "only"
+
+    def predict_pyramid(self, pyramid: Sequence[Tensor]) -> SODARSOLOv2Outputs:
+        found = super().predict_pyramid(pyramid)
+        inputs = self.aggregation(self._context_from(pyramid, found), self.head_levels(pyramid), [])
+        return SODARSOLOv2Outputs(**vars(found), aggregation=inputs)
+
+    def _context_from(self, pyramid: Sequence[Tensor], outputs: SOLOv2Outputs) -> Any:
+        return pyramid if self.config.context_source == "pyramid" else outputs.mask_features[0]
+
+    def mask_logits(self, outputs: SODARSOLOv2Outputs, image: int, level: int, cells: Tensor) -> Tensor:  # type: ignore[override]
+        assert outputs.aggregation is not None
+        return self.aggregation.mask_logits(
+            outputs.aggregation,
+            image,
+            cells,
+            (outputs.mask_features[0].shape[-2], outputs.mask_features[0].shape[-1]),
+            lambda used: self.representations(outputs, image, level, used),
+        )
+
+    def representations(self, outputs: SOLOv2Outputs, image: int, level: int, cells: Tensor) -> Tensor:
+        """The raw maps (U, H/4, W/4) of cells (U,) of the mask grids: what were SOLOv2's logits."""
+        return SOLOv2.mask_logits(self, outputs, image, level, cells)
+
+    @property
+    def taught_masks(self) -> dict[str, MaskFunction]:
+        return _taught(self, super().taught_masks)
+
+    def as_published(self, x: Tensor) -> None:
+        """Everything that the published code computes for (B, 3, H, W), the aggregation itself excepted: for
+        counting operations."""
+        pyramid = self.fpn(self.backbone(x))
+        found = SOLOv2.predict_pyramid(self, pyramid)
+        self.representations(found, 0, 0, torch.arange(self.aggregation.first_map[-1], device=x.device))
+        self.aggregation.as_published(self._context_from(pyramid, found), self.head_levels(pyramid), [])
+
+
+def _context(config: AggregationConfig) -> nn.Module | None:
+    if config.context == "without":
+        return None
+    return MultiLevelContext(config.fpn_channels, config.context_channels, config.context_layers)
+
+
+def _taught(net: SODAR | SODARSOLOv2, masks: dict[str, MaskFunction]) -> dict[str, MaskFunction]:
+    """With the two-stage loss a cell's own representation is taught the mask, too."""
+    if not net.config.two_stage_loss:
+        return masks
+
+    def own(outputs: Any, image: int, level: int, cells: Tensor) -> Tensor:
+        return net.representations(outputs, image, level, cells).sigmoid()
+
+    return {**masks, "loss_representation": own}

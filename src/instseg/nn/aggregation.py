@@ -1,0 +1,168 @@
+"""The aggregation of SODAR (section IV) as a part: raw mask representations of neighbouring locations, a context
+feature and predicted weights in, mask logits out. It knows neither grids nor the method whose maps it is given."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from instseg.nn.blocks import prior_bias
+from instseg.ops.aggregate import aggregate, layer_shapes, parameter_count, split_parameters
+
+LEVELS = 5  # of the pyramid, P2 to P6
+
+
+def resize_aligned(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, h, w) to (B, C, *size), bilinear with the corner pixels' centres on each other."""
+    if tuple(x.shape[-2:]) == size:
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+class MultiLevelContext(nn.Module):
+    """P2 to P6, brought to the size of P2, to the context feature F_c (section IV-d).
+
+    The published code concatenates the enlarged levels before its 1x1 convolution. Here each level passes its part
+    of that convolution first and is enlarged then: both are linear, and enlarging keeps a constant, so the result is
+    the same at a quarter of the multiply-adds.
+
+    Args:
+        in_channels: of each level.
+        channels: of the context.
+        layers: 2, the released code's: 1x1, group norm, ReLU, 1x1, ReLU; 1, the paper's text: 1x1, ReLU.
+    """
+
+    def __init__(self, in_channels: int = 256, channels: int = 16, layers: Literal[1, 2] = 2) -> None:
+        super().__init__()
+        hidden = in_channels if layers == 2 else channels
+        self.fuse = nn.Conv2d(LEVELS * in_channels, hidden, 1)
+        self.tail: nn.Module = nn.ReLU()
+        if layers == 2:
+            norm = nn.GroupNorm(math.gcd(32, hidden), hidden)
+            self.tail = nn.Sequential(norm, nn.ReLU(), nn.Conv2d(hidden, channels, 1), nn.ReLU())
+
+    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """[P2, ..., P6] to (B, channels, H/4, W/4), not negative."""
+        size = (pyramid[0].shape[-2], pyramid[0].shape[-1])
+        parts = self.fuse.weight.chunk(LEVELS, dim=1)
+        total = F.conv2d(pyramid[0], parts[0], self.fuse.bias)
+        for level, part in zip(pyramid[1:], parts[1:], strict=True):
+            total = total + resize_aligned(F.conv2d(level, part), size)
+        y: Tensor = self.tail(total)
+        return y
+
+    def as_published(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """The same in the order of the published code: for comparison and for counting operations."""
+        size = (pyramid[0].shape[-2], pyramid[0].shape[-1])
+        y: Tensor = self.tail(self.fuse(torch.cat([resize_aligned(x, size) for x in pyramid], dim=1)))
+        return y
+
+
+class FeatureContext(nn.Module):
+    """A context from one map: 1x1, ReLU. The released SODAR* can take SOLOv2's mask feature."""
+
+    def __init__(self, in_channels: int = 256, channels: int = 16) -> None:
+        super().__init__()
+        self.fuse = nn.Conv2d(in_channels, channels, 1)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(B, in_channels, h, w) to (B, channels, h, w), not negative."""
+        return F.relu(self.fuse(feature))
+
+
+class Aggregation(nn.Module):
+    """n maps and K context channels to one map by a small network whose weights are predicted for each instance.
+
+    Args:
+        in_channels: of the feature that the weights are predicted from.
+        maps: n.
+        context_channels: K, 0 for none.
+        layers, width, kernel_size: of the small network; the paper's has three 3x3 layers, four channels wide.
+        weight_kernel: size of the convolution that predicts the weights.
+        activation: on the predicted weights and biases.
+        dynamic: False gives all instances the same weights, ordinary parameters (table VI, "agg-S").
+        deformable: predict where between the locations each map is sampled, too (section IV-c).
+        offset_gradient: factor on the gradient of those offsets.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        maps: int,
+        context_channels: int = 16,
+        *,
+        layers: int = 3,
+        width: int = 4,
+        kernel_size: int = 3,
+        weight_kernel: int = 3,
+        activation: Literal["tanh", "none"] = "tanh",
+        dynamic: bool = True,
+        deformable: bool = False,
+        offset_gradient: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.maps, self.kernel_size, self.weight_kernel = maps, kernel_size, weight_kernel
+        self.activation, self.offset_gradient = activation, offset_gradient
+        self.shapes = layer_shapes(maps + context_channels, layers, width)
+        self.weights: nn.Conv2d | None = None
+        self.offsets: nn.Conv2d | None = None
+        self.static: nn.ModuleList | None = None
+        if dynamic:
+            count = parameter_count(self.shapes, kernel_size)
+            self.weights = nn.Conv2d(in_channels, count, weight_kernel, padding=weight_kernel // 2)
+        else:
+            self.static = nn.ModuleList(nn.Conv2d(i, o, kernel_size, padding=kernel_size // 2) for i, o in self.shapes)
+            for conv in self.static:
+                assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+                nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+                nn.init.constant_(conv.bias, prior_bias() if conv.out_channels == 1 else 0.0)
+        if deformable:  # zeros: training starts from the fixed neighbours
+            self.offsets = nn.Conv2d(in_channels, 2 * maps, weight_kernel, padding=weight_kernel // 2)
+            nn.init.zeros_(self.offsets.weight)
+            nn.init.zeros_(self.offsets.bias)  # type: ignore[arg-type]  # Conv2d declares its bias optional
+
+    def predict_weights(self, feature: Tensor, cells: Tensor) -> Tensor | None:
+        """The parameters (N, D) of the small networks of ``cells`` (N,), ``row width + column`` of ``feature``
+        (C, height, width); None where they are static."""
+        if self.weights is None:
+            return None
+        found = conv_at(self.weights, feature, cells)
+        return found.tanh() if self.activation == "tanh" else found
+
+    def predict_offsets(self, feature: Tensor, cells: Tensor) -> Tensor | None:
+        """Offsets (N, n, 2), rows and columns in units of cells; None where the neighbours are fixed."""
+        if self.offsets is None:
+            return None
+        found = conv_at(self.offsets, feature, cells).float().view(-1, self.maps, 2)
+        f = self.offset_gradient
+        return found if f == 1 else f * found + (1 - f) * found.detach()
+
+    def forward(
+        self,
+        maps: Tensor | None,
+        index: Tensor | None,
+        weights: Tensor | None,
+        context: Tensor | None = None,
+        shares: Tensor | None = None,
+    ) -> Tensor:
+        """Mask logits (N, h, w); ``weights`` from :meth:`predict_weights`, the rest as in
+        :func:`instseg.ops.aggregate.aggregate`."""
+        if weights is not None:
+            return aggregate(maps, index, split_parameters(weights, self.shapes, self.kernel_size), context, shares)
+        assert self.static is not None
+        return aggregate(maps, index, [(conv.weight, conv.bias) for conv in self.static], context, shares)  # type: ignore[misc]
+
+
+def conv_at(conv: nn.Conv2d, feature: Tensor, cells: Tensor) -> Tensor:
+    """A convolution of ``feature`` (C, h, w) at chosen places ``cells`` (N,) only: (N, out)."""
+    k = conv.kernel_size[0]
+    width = feature.shape[2] + k - 1
+    columns = F.pad(feature, (k // 2, k // 2, k // 2, k // 2)).flatten(1).T  # places, C
+    steps = torch.arange(k, device=cells.device)
+    rows = (cells // feature.shape[2])[:, None] + steps
+    where = rows[:, :, None] * width + ((cells % feature.shape[2])[:, None] + steps)[:, None, :]
+    patches = columns[where.flatten(1)].flatten(1)  # N, k k C
+    return F.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)

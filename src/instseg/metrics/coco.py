@@ -79,6 +79,7 @@ class CocoMetrics:
             "ar_large",
         )
         out: dict[str, Any] = {name: getattr(self, name) for name in names}
+        out["ap_by_iou"] = self.ap_by_iou
         out["ar_at"] = {str(k): v for k, v in self.ar_at.items()}
         out |= {
             "max_dets": self.max_dets,
@@ -86,6 +87,11 @@ class CocoMetrics:
             "per_class": [dict(row) for row in self.per_class],
         }
         return out
+
+    @property
+    def ap_by_iou(self) -> dict[str, float]:
+        """AP at each of the ten IoU thresholds, ``"0.50"`` to ``"0.95"``: at the high ones boundaries decide."""
+        return {f"{t:.2f}": _mean(p) for t, p in zip(IOU_THRESHOLDS, self.precision, strict=True)}
 
     def curve(self, iou: float | None = 0.5) -> tuple[FloatArray, FloatArray]:
         """Precision over recall, averaged over the categories that have objects: `(recall (101,), precision

@@ -47,9 +47,7 @@ class Published:
     def describe(self) -> str:
         """In words: what it seems to be."""
         f = self.fields
-        return (
-            f"{_SPOKEN.get(f['net'], f['net'])} on {f['backbone'] or 'an unknown backbone'}, {f['num_classes']} classes, from {self.code}"
-        )
+        return f"{_SPOKEN.get(f['net'], f['net'])} on {f['backbone'] or 'an unknown backbone'}, {f['num_classes']} classes, from {self.code}"
 
 
 def read_published(path: str | os.PathLike[str], model: str | None = None) -> Checkpoint:

@@ -21,7 +21,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results" / "sodar.json"
 WEIGHTS = Path(__file__).parent.parent / "runs" / "sodar"
 SEEDS = (0, 1, 2)
-EPOCHS = {"shapes": 6, "dsb2018": 12}
+EPOCHS = {"shapes": 4, "dsb2018": 8}
 BATCH = 8
 RATE = 2e-3
 PICTURES = 2000  # of shapes for training; 200 for validation
@@ -59,7 +59,7 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "4 layers": ("sodar_r50", {"aggregation_layers": 4}),
     "1x1 kernels": ("sodar_r50", {"aggregation_kernel": 1}),
     "two-stage loss": ("sodar_r50", {"two_stage_loss": True}),
-    "+cls": ("sodar_r50", {"grids": (20, 16, 12), "mask_grids": (16, 12, 8)}),
+    "+cls": ("sodar_r50", {"grids": (20, 16, 8), "mask_grids": (16, 12, 8)}),
     "-mask": ("sodar_r50", {"mask_grids": (8, 6, 4)}),
     "deformable": ("sodar_r50", {"deformable": True}),
     "-mask, deformable": ("sodar_r50", {"mask_grids": (8, 6, 4), "deformable": True}),

@@ -47,7 +47,8 @@ class Published:
     def describe(self) -> str:
         """In words: what it seems to be."""
         f = self.fields
-        return f"{_SPOKEN.get(f['net'], f['net'])} on {f['backbone'] or 'an unknown backbone'}, {f['num_classes']} classes, from {self.code}"
+        net, backbone = _SPOKEN.get(f["net"], f["net"]), f["backbone"] or "an unknown backbone"
+        return f"{net} on {backbone}, {f['num_classes']} classes, from {self.code}"
 
 
 def read_published(path: str | os.PathLike[str], model: str | None = None) -> Checkpoint:

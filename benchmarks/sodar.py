@@ -59,6 +59,7 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "4 layers": ("sodar_r50", {"aggregation_layers": 4}),
     "1x1 kernels": ("sodar_r50", {"aggregation_kernel": 1}),
     "two-stage loss": ("sodar_r50", {"two_stage_loss": True}),
+    "released initialisation": ("sodar_r50", {"aggregation_start": "released"}),
     "+cls": ("sodar_r50", {"grids": (20, 16, 8), "mask_grids": (16, 12, 8)}),
     "-mask": ("sodar_r50", {"mask_grids": (8, 6, 4)}),
     "deformable": ("sodar_r50", {"deformable": True}),
@@ -84,7 +85,7 @@ def key(data: str, label: str, seed: int) -> str:
 
 
 def run_all(args: argparse.Namespace) -> None:
-    waiting = [job for job in jobs(args.only) if key(*job) not in load()]
+    waiting = [job for job in jobs(args.only) if key(*job) not in load() and (not args.labels or job[1] in args.labels)]
     running: list[tuple[tuple[str, str, int], subprocess.Popen[str]]] = []
     while waiting or running:
         while waiting and len(running) < args.jobs:
@@ -241,6 +242,7 @@ def main() -> None:
     run = verbs.add_parser("run")
     run.add_argument("data", type=Path)
     run.add_argument("--only", default="", choices=["", *EPOCHS, "ablations"])
+    run.add_argument("--labels", nargs="*", help="of the models; all when left out")
     run.add_argument("--jobs", type=int, default=2)
     one = verbs.add_parser("one")
     for argument in ("data", "set", "label"):

@@ -9,7 +9,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from instseg.cli import benchmark, convert, data, demo, models, predict, train, val
+from instseg.cli import benchmark, convert, data, demo, explain, models, predict, train, val
 from instseg.cli.options import Debug
 from instseg.core.errors import InstsegError
 
@@ -29,6 +29,7 @@ app.command("models")(models.models)
 app.command("train")(train.train)
 app.command("val")(val.val)
 app.command("predict")(predict.predict)
+app.command("explain")(explain.explain)
 app.command("convert")(convert.convert)
 app.command("benchmark")(benchmark.benchmark)
 app.add_typer(data.app, name="data")

@@ -22,9 +22,13 @@ from instseg.models.solo import SOLO, SOLOConfig, SOLOOutputs
 from instseg.models.solov2 import SOLOv2, SOLOv2Config, SOLOv2Outputs
 from instseg.nn.aggregation import Aggregation, FeatureContext, MultiLevelContext, resize_aligned
 from instseg.nn.blocks import Tower
+from instseg.ops.aggregate import gather_maps
 from instseg.ops.coords import append_coordinates
-from instseg.ops.neighbours import Mapping, Pattern, bilinear_cells, gathered, neighbour_cells
+from instseg.ops.neighbours import Mapping, Pattern, bilinear_cells, gathered, neighbour_cells, offsets_of
 from instseg.ops.resize import resize
+
+# Size of the maps of some cells, and what gives the representations of cells of the mask grids.
+MapsOf = tuple[tuple[int, int], Callable[[Tensor], Tensor]]
 
 
 class AggregationConfig(GridConfig):
@@ -41,6 +45,8 @@ class AggregationConfig(GridConfig):
     aggregation_layers: Annotated[int, Field(ge=1, le=4)] = 3
     aggregation_width: Positive = 4  # channels between them
     aggregation_kernel: Literal[1, 3] = 3
+    aggregation_start: Literal["host", "released"] = "host"  # initial weights: a mask is its cell's own representation,
+    # as in the host, or PyTorch's default
     context: Literal["with", "without", "only"] = "with"  # the multi-level context; only: no representations
     context_layers: Literal[1, 2] = 2  # 1x1 convolutions of the context; the paper's text has one
     context_channels: Positive = 16
@@ -104,6 +110,59 @@ class Gathered:
     positions: Tensor
 
 
+@dataclass(frozen=True)
+class Trace:
+    """How the mask of one cell comes about (figure 6).
+
+    Attributes:
+        level: of the pyramid's head, 0 for the finest.
+        cell: row and column on the level's grid of ``grid`` cells a side.
+        grid: S.
+        map_grid: S' of the grid that has representations.
+        names: of the n neighbours, by where they lie from the cell.
+        positions: (n, 2) rows and columns on the grid of representations, fractional where they are deformed.
+        maps: (n, h, w), the neighbours' raw representations.
+        context: (K, h, w) or None.
+        logits: (h, w) of the mask.
+        effects: (n, h, w), and one more for the context where there is one: what the logits lose when that input
+            is zero.
+    """
+
+    level: int
+    cell: tuple[int, int]
+    grid: int
+    map_grid: int
+    names: tuple[str, ...]
+    positions: Tensor
+    maps: Tensor
+    context: Tensor | None
+    logits: Tensor
+    effects: Tensor
+
+
+_NAMES = {
+    (-1, -1): "above left",
+    (-1, 0): "above",
+    (-1, 1): "above right",
+    (0, -1): "left",
+    (0, 0): "own cell",
+    (0, 1): "right",
+    (1, -1): "below left",
+    (1, 0): "below",
+    (1, 1): "below right",
+}
+_CORNERS = ((-1, 1), (1, 1), (1, -1), (-1, -1))
+
+
+def _own_maps(config: AggregationConfig) -> Sequence[int]:
+    """Which of the gathered maps the mask starts as the mean of."""
+    if config.aggregation_start == "released" or config.context == "only":
+        return ()
+    if config.pattern == "corners":
+        return range(4)
+    return (offsets_of(config.pattern, config.mapping).index((0, 0)),)
+
+
 class GridAggregation(nn.Module):
     """The aggregation of a network of the SOLO family: which cells, their weights, their context."""
 
@@ -128,6 +187,7 @@ class GridAggregation(nn.Module):
             dynamic=config.aggregation == "dynamic",
             deformable=config.deformable,
             offset_gradient=config.offset_gradient,
+            start=_own_maps(config),
         )
         self.first = list(accumulate((s * s for s in config.grids), initial=0))
         self.first_map = list(accumulate((s * s for s in config.map_grids), initial=0))
@@ -176,11 +236,11 @@ class GridAggregation(nn.Module):
                 positions.append(found)
             else:
                 # Neighbours beyond the border are on it before they move: zero offsets are the fixed neighbours.
-                moved = (found + offsets).clamp(0, t - 1)
+                moved = found + offsets
                 four, share = bilinear_cells(moved, t)
                 near.append(first + four)
                 shares.append(share)
-                positions.append(moved.detach())
+                positions.append(moved.detach().clamp(0, t - 1))
             order.append(at)
         back = torch.cat(order).argsort()
         return Gathered(torch.cat(near)[back], torch.cat(shares)[back] if shares else None, torch.cat(positions)[back])
@@ -198,7 +258,12 @@ class GridAggregation(nn.Module):
         return torch.cat(found)[torch.cat(order).argsort()]
 
     def mask_logits(
-        self, inputs: AggregationInputs, image: int, cells: Tensor, size: tuple[int, int], maps: Callable[..., Tensor]
+        self,
+        inputs: AggregationInputs,
+        image: int,
+        cells: Tensor,
+        size: tuple[int, int],
+        maps: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """Mask logits (N, h, w) float32 of cells (N,), numbered over all levels.
 
@@ -221,6 +286,52 @@ class GridAggregation(nn.Module):
         used, index = torch.unique(chosen.cells, return_inverse=True)
         logits: Tensor = self.aggregate(maps(used), index, weights, context, chosen.shares)
         return logits.float()
+
+    def trace(
+        self, inputs: AggregationInputs, image: int, cell: int, size: tuple[int, int], maps: Callable[[Tensor], Tensor]
+    ) -> "Trace":
+        """How the mask of one cell, numbered over all levels, comes about; the other arguments as in
+        :meth:`mask_logits`."""
+        cells = torch.tensor([cell], device=inputs.features[0].device)
+        context = None
+        if inputs.context is not None:
+            context = resize_aligned(inputs.context[image : image + 1], size)[0]
+        weights = self.weights(inputs, image, cells)
+        maps_in: list[Tensor] = []  # n of (h, w)
+        index, positions = None, torch.zeros(0, 2)
+        if self.config.context != "only":
+            chosen = self.gather(inputs, image, cells)
+            used, at = torch.unique(chosen.cells, return_inverse=True)
+            maps_in = list(gather_maps(maps(used), at, chosen.shares)[0].float())
+            index, positions = torch.arange(len(maps_in), device=cells.device)[None], chosen.positions[0].cpu()
+
+        def logits(maps_in: list[Tensor], context: Tensor | None) -> Tensor:
+            found: Tensor = self.aggregate(torch.stack(maps_in) if maps_in else None, index, weights, context)
+            return found[0].float().cpu()
+
+        whole = logits(maps_in, context)
+        without = [
+            logits([torch.zeros_like(m) if i == k else m for i, m in enumerate(maps_in)], context)
+            for k in range(len(maps_in))
+        ]
+        if context is not None:
+            without.append(logits(maps_in, torch.zeros_like(context)))
+        level = next(i for i, last in enumerate(self.first[1:]) if cell < last)
+        s = self.config.grids[level]
+        inside = cell - self.first[level]
+        beside = offsets_of(self.config.pattern, self.config.mapping) if self.config.pattern != "corners" else _CORNERS
+        return Trace(
+            level=level,
+            cell=(inside // s, inside % s),
+            grid=s,
+            map_grid=self.config.map_grids[level],
+            names=tuple(_NAMES[offset] for offset in beside) if maps_in else (),
+            positions=positions,
+            maps=torch.stack(maps_in).cpu() if maps_in else torch.zeros(0, *size),
+            context=None if context is None else context.float().cpu(),
+            logits=whole,
+            effects=torch.stack([whole - other for other in without]),
+        )
 
     def _by_level(self, cells: Tensor) -> list[tuple[int, Tensor]]:
         """The levels that cells (N,) lie on, and which of them lie on each."""
@@ -270,14 +381,18 @@ class SODAR(SOLO):
         return SODAROutputs(categories, size, [self.mask_tower(x) for x in levels], inputs)
 
     def mask_logits(self, outputs: SODAROutputs, image: int, level: int, cells: Tensor) -> Tensor:  # type: ignore[override]
-        feature, a = outputs.features[level], self.aggregation
-        return a.mask_logits(
-            outputs.aggregation,
-            image,
-            a.first[level] + cells,
-            (2 * feature.shape[-2], 2 * feature.shape[-1]),
-            lambda used: self.representations(outputs, image, level, used - a.first_map[level]),
-        )
+        cells = self.aggregation.first[level] + cells
+        return self.aggregation.mask_logits(outputs.aggregation, image, cells, *self._maps_of(outputs, image, level))
+
+    def trace(self, outputs: SODAROutputs, image: int, cell: int) -> Trace:
+        """How the mask of a cell, numbered over all levels, comes about."""
+        level = next(i for i, m in enumerate(self.maps) if cell < m.last)
+        return self.aggregation.trace(outputs.aggregation, image, cell, *self._maps_of(outputs, image, level))
+
+    def _maps_of(self, outputs: SODAROutputs, image: int, level: int) -> MapsOf:
+        feature, first = outputs.features[level], self.aggregation.first_map[level]
+        size = (2 * feature.shape[-2], 2 * feature.shape[-1])
+        return size, lambda used: self.representations(outputs, image, level, used - first)
 
     def representations(self, outputs: SODAROutputs, image: int, level: int, cells: Tensor) -> Tensor:
         """The raw maps (U, 2h, 2w) of cells (U,) of a level's mask grid: what were SOLO's logits."""
@@ -360,13 +475,16 @@ class SODARSOLOv2(SOLOv2):
 
     def mask_logits(self, outputs: SODARSOLOv2Outputs, image: int, level: int, cells: Tensor) -> Tensor:  # type: ignore[override]
         assert outputs.aggregation is not None
-        return self.aggregation.mask_logits(
-            outputs.aggregation,
-            image,
-            cells,
-            (outputs.mask_features[0].shape[-2], outputs.mask_features[0].shape[-1]),
-            lambda used: self.representations(outputs, image, level, used),
-        )
+        return self.aggregation.mask_logits(outputs.aggregation, image, cells, *self._maps_of(outputs, image))
+
+    def trace(self, outputs: SODARSOLOv2Outputs, image: int, cell: int) -> Trace:
+        """How the mask of a cell, numbered over all levels, comes about."""
+        assert outputs.aggregation is not None
+        return self.aggregation.trace(outputs.aggregation, image, cell, *self._maps_of(outputs, image))
+
+    def _maps_of(self, outputs: SODARSOLOv2Outputs, image: int) -> MapsOf:
+        size = (outputs.mask_features[0].shape[-2], outputs.mask_features[0].shape[-1])
+        return size, lambda used: self.representations(outputs, image, 0, used)
 
     def representations(self, outputs: SOLOv2Outputs, image: int, level: int, cells: Tensor) -> Tensor:
         """The raw maps (U, H/4, W/4) of cells (U,) of the mask grids: what were SOLOv2's logits."""

@@ -13,6 +13,8 @@ from instseg.nn.blocks import prior_bias
 from instseg.ops.aggregate import aggregate, layer_shapes, parameter_count, split_parameters
 
 LEVELS = 5  # of the pyramid, P2 to P6
+NEAR_ONE = 0.96  # what a map is multiplied with in each layer at the start; tanh does not reach one
+SPREAD = 0.01  # standard deviation of the convolution that predicts the weights
 
 
 def resize_aligned(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -86,6 +88,9 @@ class Aggregation(nn.Module):
         dynamic: False gives all instances the same weights, ordinary parameters (table VI, "agg-S").
         deformable: predict where between the locations each map is sampled, too (section IV-c).
         offset_gradient: factor on the gradient of those offsets.
+        start: maps whose mean the small network gives before any training, but for small random differences between
+            instances: the method starts as the host that it is put on. Without any the released initialisation,
+            PyTorch's default, from which small models hardly move.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class Aggregation(nn.Module):
         dynamic: bool = True,
         deformable: bool = False,
         offset_gradient: float = 1.0,
+        start: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.maps, self.kernel_size, self.weight_kernel = maps, kernel_size, weight_kernel
@@ -119,10 +125,38 @@ class Aggregation(nn.Module):
                 assert isinstance(conv, nn.Conv2d) and conv.bias is not None
                 nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
                 nn.init.constant_(conv.bias, prior_bias() if conv.out_channels == 1 else 0.0)
+        if start:
+            self._start_as_mean_of(list(start))
         if deformable:  # zeros: training starts from the fixed neighbours
             self.offsets = nn.Conv2d(in_channels, 2 * maps, weight_kernel, padding=weight_kernel // 2)
             nn.init.zeros_(self.offsets.weight)
             nn.init.zeros_(self.offsets.bias)  # type: ignore[arg-type]  # Conv2d declares its bias optional
+
+    @torch.no_grad()
+    def _start_as_mean_of(self, maps: list[int]) -> None:
+        count = parameter_count(self.shapes, self.kernel_size)
+        flat = torch.zeros(1, count)
+        layers, middle = split_parameters(flat, self.shapes, self.kernel_size), self.kernel_size // 2
+        tap = math.atanh(NEAR_ONE) if self.activation == "tanh" and self.static is None else NEAR_ONE
+        # Past a ReLU a value needs two channels, one for its positive and one for its negative part.
+        for channel, sign in enumerate((1, -1)[: self.shapes[0][1]]):
+            share = NEAR_ONE / len(maps)
+            entry = math.atanh(share) if self.activation == "tanh" and self.static is None else share
+            layers[0][0][0, channel, maps, middle, middle] = sign * entry
+            for weight, _ in layers[1:-1]:
+                weight[0, channel, channel, middle, middle] = tap
+            if len(layers) > 1:
+                layers[-1][0][0, 0, channel, middle, middle] = sign * tap
+        if self.weights is not None:
+            nn.init.normal_(self.weights.weight, std=SPREAD)
+            assert self.weights.bias is not None
+            self.weights.bias.copy_(flat[0])
+            return
+        assert self.static is not None
+        for conv, (weight, bias) in zip(self.static, layers, strict=True):
+            assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+            conv.weight.normal_(std=SPREAD).add_(weight[0])
+            conv.bias.copy_(bias[0])
 
     def predict_weights(self, feature: Tensor, cells: Tensor) -> Tensor | None:
         """The parameters (N, D) of the small networks of ``cells`` (N,), ``row width + column`` of ``feature``

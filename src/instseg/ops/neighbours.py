@@ -79,7 +79,9 @@ def bilinear_cells(positions: Tensor, target: int) -> tuple[Tensor, Tensor]:
         (..., 4) int64 cells, ``row S' + column``, and (..., 4) shares that sum to one, differentiable in
         ``positions``.
     """
-    inside = positions.clamp(0, target - 1)
+    # Not clamp alone: it has no gradient at the border itself, where neighbours of border cells start.
+    within = (positions >= 0) & (positions <= target - 1)
+    inside = torch.where(within, positions, positions.detach().clamp(0, target - 1))
     low = inside.detach().floor().clamp(max=max(target - 2, 0))
     share = inside - low
     row, column = low.long().unbind(dim=-1)

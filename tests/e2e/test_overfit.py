@@ -79,6 +79,16 @@ VARIANTS: dict[str, tuple[str, int, dict[str, Any]]] = {  # model, updates, fiel
     "SOLOv2, separate features": ("solov2_r18", 150, {**DYNAMIC, "mask_feature": "separate"}),
     "SOLOv2, 3x3 kernels": ("solov2_r18", 150, {**DYNAMIC, "kernel_size": 3, "mask_channels": 8}),
     "Decoupled Dynamic SOLO": ("solov2_decoupled_r101", 150, {**DYNAMIC, "mask_channels": 16}),
+    "SODAR": ("sodar_r50", 150, NARROW),
+    "SODAR, halved mask grids": ("sodar_r101_mask", 150, {**NARROW, "mask_grids": (5, 3)}),
+    "SODAR, +cls, deformable": ("sodar_r101_cls_deform", 150, {**NARROW, "mask_grids": (8, 6)}),
+    "SODAR, static": ("sodar_r50", 150, {**NARROW, "aggregation": "static"}),
+    "SODAR*": ("sodar_solov2_r50", 150, DYNAMIC),
+    "SODAR*, +cls, halved mask grids, deformable": (
+        "sodar_solov2_r101_cm_deform",
+        150,
+        {**DYNAMIC, "base": "solov2", "mask_grids": (5, 3)},
+    ),
     "SOLOv2+": ("solov2_plus_r101_dcn", 80, {**DYNAMIC, **DEFORMABLE}),
 }
 

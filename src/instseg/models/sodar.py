@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from instseg.models.config import Fraction, Positive
 from instseg.models.grid_config import GridConfig
 from instseg.models.grid_net import MaskFunction
-from instseg.models.solo import SOLO, SOLOConfig, SOLOOutputs
+from instseg.models.solo import SOLO, Probability, SOLOConfig, SOLOOutputs
 from instseg.models.solov2 import SOLOv2, SOLOv2Config, SOLOv2Outputs
 from instseg.nn.aggregation import Aggregation, FeatureContext, MultiLevelContext, resize_aligned
 from instseg.nn.blocks import Tower
@@ -348,6 +348,8 @@ class GridAggregation(nn.Module):
 class SODARConfig(SOLOConfig, AggregationConfig):
     """SODAR on SOLO, as released."""
 
+    # Representations are no probabilities: a prior in them reaches the masks times every weight. Released: 0.01.
+    mask_prior: Probability = 0.5
     weight_tower: bool = False  # the weights have a tower of their own; else the categories' tower is theirs
 
     @model_validator(mode="after")

@@ -19,8 +19,13 @@ from instseg.ops.dynamic_conv import dynamic_conv
 from instseg.ops.resize import resize
 
 
+Probability = Annotated[float, Field(gt=0, lt=1)]
+
+
 class SOLOConfig(GridConfig):
     """Published values by default."""
+
+    mask_prior: Probability = 0.01  # what the pixels of all masks start at before training
 
     coord_convs: Annotated[int, Field(ge=0)] = 1  # mask convolutions, from the first, that see coordinates (table 4b)
     align: Literal["interpolate", "adaptive_pool", "region_grid"] = "interpolate"  # feature map to S x S
@@ -95,7 +100,9 @@ class SOLO(GridNet):
         self.mask_tower = Tower(
             config.fpn_channels, width, depth, coord_convs=config.coord_convs, dcn=dcn, dcn_from=dcn_from
         )
-        self.mask_output = nn.ModuleList(prediction_conv(width, s * s, 1, prior_bias()) for s in config.map_grids)
+        self.mask_output = nn.ModuleList(
+            prediction_conv(width, s * s, 1, prior_bias(config.mask_prior)) for s in config.map_grids
+        )
 
     def predict_pyramid(self, pyramid: Sequence[Tensor]) -> SOLOOutputs:
         """[P2, ..., P6] at strides 4 to 64 (one map at stride 8 without a pyramid) to raw outputs."""

@@ -14,7 +14,7 @@ from instseg.ops.aggregate import aggregate, layer_shapes, parameter_count, spli
 
 LEVELS = 5  # of the pyramid, P2 to P6
 NEAR_ONE = 0.96  # what a map is multiplied with in each layer at the start; tanh does not reach one
-SPREAD = 0.01  # standard deviation of the convolution that predicts the weights
+SPREAD = 0.001  # standard deviation of the convolution that predicts the weights
 
 
 def resize_aligned(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -22,7 +22,7 @@ def convert(
 ) -> None:
     """Turn a published SOLO checkpoint of another code base into one of ours.
 
-    Reads mmdetection 2 and 3, the authors' SOLO repository and AdelaiDet. Tensors that have no place, or are missing,
+    Reads mmdetection 2 and 3, the authors' repositories of SOLO and SODAR (AggMask), and AdelaiDet. Tensors that have no place, or are missing,
     are listed and refused. Files are read as tensors only: no code in them is run.
 
     **Examples**

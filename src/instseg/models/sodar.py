@@ -124,8 +124,8 @@ class Trace:
         maps: (n, h, w), the neighbours' raw representations.
         context: (K, h, w) or None.
         logits: (h, w) of the mask.
-        effects: (n, h, w), and one more for the context where there is one: what the logits lose when that input
-            is zero.
+        effects: (n, h, w) in [-1, 1], and one more for the context where there is one: what the soft mask loses when
+            that input is zero.
     """
 
     level: int
@@ -330,7 +330,7 @@ class GridAggregation(nn.Module):
             maps=torch.stack(maps_in).cpu() if maps_in else torch.zeros(0, *size),
             context=None if context is None else context.float().cpu(),
             logits=whole,
-            effects=torch.stack([whole - other for other in without]),
+            effects=torch.stack([whole.sigmoid() - other.sigmoid() for other in without]),
         )
 
     def _by_level(self, cells: Tensor) -> list[tuple[int, Tensor]]:

@@ -18,7 +18,6 @@ from instseg.nn.blocks import ConvGNReLU, Tower, prediction_conv, prior_bias
 from instseg.ops.dynamic_conv import dynamic_conv
 from instseg.ops.resize import resize
 
-
 Probability = Annotated[float, Field(gt=0, lt=1)]
 
 

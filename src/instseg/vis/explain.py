@@ -19,6 +19,7 @@ Window = tuple[float, float, float, float]  # x0, x1, y0, y1 in pixels of the ne
 _INK, _PLACE, _MASK = "#1f2937", "#facc15", "#22d3ee"
 _SIDE = 2.0  # inches of a panel
 _AROUND = 0.75  # margin around the object, share of its box
+_STRONG = 0.5  # change of the soft mask that has the full colour
 _LEAST = 64  # pixels, least side of what is shown
 
 
@@ -38,7 +39,7 @@ def draw_aggregation(
     """Writes a PNG of two rows: what goes in, and what it does.
 
     Above: the image with the mask's outline and the places whose representations are gathered, each representation,
-    and the mean of the context. Below: the soft mask, and under each input what the mask's logits gain from it.
+    and the mean of the context. Below: the soft mask, and under each input what the mask gains from it.
 
     Args:
         path: of the file; its folder is made.
@@ -49,7 +50,7 @@ def draw_aggregation(
         maps: (n, h, w) raw representations, with their ``names`` and ``positions``, (n, 2) rows and columns on a grid
             of ``grid`` cells a side over the image.
         context: (K, h, w) or None.
-        effects: (n, h, w), and one more for the context where there is one.
+        effects: (n, h, w) in [-1, 1], and one more for the context where there is one.
     """
     from matplotlib.figure import Figure
 
@@ -66,15 +67,13 @@ def draw_aggregation(
     show(axes[0][0], image, "gathered cells")
     _places(axes[0][0], positions, grid, size, names)
     show(axes[1][0], mask, "mask", cmap="gray", vmin=0, vmax=1)
-    around = _inside(np.concatenate([maps.reshape(-1, *effects.shape[1:]), effects]), window, size)
+    limit = _limit(_inside(maps, window, size))
     for i, name in enumerate(names):
-        limit = _limit(around[: len(maps)])
         show(axes[0][i + 1], maps[i], name, cmap="PuOr_r", vmin=-limit, vmax=limit)
     if context is not None:
         show(axes[0][-1], context.mean(axis=0), "context, mean", cmap="viridis")
-    limit = _limit(around[len(maps) :])
     for i, text in enumerate([*names, "context"][: len(effects)]):
-        show(axes[1][i + 1], effects[i], f"effect of {text}", cmap="RdBu_r", vmin=-limit, vmax=limit)
+        show(axes[1][i + 1], effects[i], f"effect of {text}", cmap="RdBu_r", vmin=-_STRONG, vmax=_STRONG)
     figure.suptitle(title, x=0.01, ha="left", fontsize=9, color=_INK)
     figure.text(
         0.01,
@@ -110,13 +109,10 @@ def _window(mask: FloatArray, size: tuple[int, ...], content: tuple[int, int]) -
 
 def _inside(maps: FloatArray, window: Window, size: tuple[int, ...]) -> FloatArray:
     """The part of maps (n, h, w) that is seen."""
-    x0, x1, y0, y1 = (
-        v * n / m
-        for v, n, m in zip(
-            window, (maps.shape[2],) * 2 + (maps.shape[1],) * 2, (size[1],) * 2 + (size[0],) * 2, strict=True
-        )
-    )
-    return maps[:, int(y0) : max(int(np.ceil(y1)), int(y0) + 1), int(x0) : max(int(np.ceil(x1)), int(x0) + 1)]
+    x0, x1, y0, y1 = window
+    down, across = maps.shape[1] / size[0], maps.shape[2] / size[1]
+    rows = slice(int(y0 * down), int(np.ceil(y1 * down)))
+    return maps[:, rows, int(x0 * across) : int(np.ceil(x1 * across))]
 
 
 def _limit(values: FloatArray) -> float:

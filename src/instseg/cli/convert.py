@@ -20,10 +20,10 @@ def convert(
     half: Annotated[bool, typer.Option("--half", help="Half precision: half the size.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Turn a published SOLO checkpoint of another code base into one of ours.
+    """Turn a published checkpoint of the SOLO family into one of ours.
 
-    Reads mmdetection 2 and 3, the authors' repositories of SOLO and SODAR (AggMask), and AdelaiDet. Tensors that have no place, or are missing,
-    are listed and refused. Files are read as tensors only: no code in them is run.
+    Reads mmdetection 2 and 3, the authors' repositories of SOLO and SODAR (AggMask), and AdelaiDet. Tensors that have
+    no place, or are missing, are listed and refused. Files are read as tensors only: no code in them is run.
 
     **Examples**
 

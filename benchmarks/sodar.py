@@ -1,11 +1,13 @@
 """Does aggregating help? SODAR against its hosts, and the ablations of the paper's table VI, on small models.
 
     python benchmarks/sodar.py run path/to/dsb2018 [--only shapes/ablations] [--jobs 2]
+    python benchmarks/sodar.py voting
     python benchmarks/sodar.py table
 
 `run` trains every model that benchmarks/results/sodar.json lacks, each on one thread, and adds its figures there;
-it can be stopped and called again. `table` prints the tables of docs/methods/sodar.md. The same backbone, schedule,
-pictures and seed for all that is compared. Sets of runs: shapes, dsb2018, ablations, voting.
+it can be stopped and called again. `voting` searches the threshold of each scheme of mask voting (table II) on the SOLO
+of shapes. `table` prints the tables of docs/methods/sodar.md. The same backbone, schedule, pictures and seed for all
+that is compared.
 """
 
 import argparse
@@ -148,10 +150,6 @@ def train_one(folder: str, data: str, label: str, seed: int) -> dict[str, float]
     import torch
 
     import instseg
-    from instseg.data.dataset import ground_truth
-    from instseg.infer.classes import match_categories
-    from instseg.infer.evaluate import collect_results
-    from instseg.metrics.coco import evaluate_coco
 
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -191,7 +189,46 @@ def train_one(folder: str, data: str, label: str, seed: int) -> dict[str, float]
     model.net.load_state_dict(averaged.module.state_dict())
     model.eval()
     WEIGHTS.mkdir(parents=True, exist_ok=True)
-    model.save(WEIGHTS / f"{data}-{label.split(':')[0].replace(' ', '_').replace('*', '-star')}-{seed}.safetensors")
+    model.save(weights_file(data, label, seed))
+    return {
+        **measure(model, held_out),
+        "train_seconds": seconds,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def vote() -> None:
+    """Figures of every scheme at every threshold, on the SOLO of shapes with seed 0, after training."""
+    import torch
+
+    import instseg
+    from instseg.infer.reconfigure import reconfigure
+
+    torch.set_num_threads(1)
+    _, held_out = datasets("shapes", "", 0)
+    schemes: list[tuple[str, float]] = [("none", 0.5)]
+    schemes += [(scheme, t / 100) for scheme in ("average", "score", "iou") for t in range(50, 100, 5)]
+    for scheme, threshold in schemes:
+        name = f"voting: {scheme}: {threshold:.2f}"
+        if name not in load():
+            model = reconfigure(
+                instseg.load(weights_file("shapes", "SOLO", 0)), {"voting": scheme, "voting_threshold": threshold}
+            )
+            results = load() | {name: measure(model, held_out)}
+            RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+            print(name, results[name], flush=True)
+
+
+def weights_file(data: str, label: str, seed: int) -> Path:
+    return WEIGHTS / f"{data}-{label.split(':')[0].replace(' ', '_').replace('*', '-star')}-{seed}.safetensors"
+
+
+def measure(model: Any, held_out: Any) -> dict[str, float]:
+    from instseg.data.dataset import ground_truth
+    from instseg.infer.classes import match_categories
+    from instseg.infer.evaluate import collect_results
+    from instseg.metrics.coco import evaluate_coco
+
     started = time.perf_counter()
     ids = match_categories(model.meta, held_out.categories, "auto").ids
     results, _ = collect_results(model, held_out, ids, progress=False)
@@ -202,9 +239,7 @@ def train_one(folder: str, data: str, label: str, seed: int) -> dict[str, float]
         "ap50": metrics.ap50,
         "ap75_90": mean(by_iou[f"{t:.2f}"] for t in (0.75, 0.8, 0.85, 0.9)),
         "ap90": by_iou["0.90"],
-        "train_seconds": seconds,
         "predict_seconds": time.perf_counter() - started,
-        "parameters": sum(p.numel() for p in model.parameters()),
     }
 
 
@@ -233,6 +268,15 @@ def print_tables() -> None:
     for label in ABLATIONS:
         if key("ablations", label, 0) in results:
             print(row(label, [results[key("ablations", label, 0)]]))
+    print("\n**mask voting, SOLO on shapes, best threshold of each scheme**\n")
+    print("| scheme | threshold | AP | AP50 | AP75..90 |")
+    print("|---|---|---|---|---|")
+    for scheme in ("none", "average", "score", "iou"):
+        found = {k: v for k, v in results.items() if k.startswith(f"voting: {scheme}: ")}
+        if found:
+            best = max(found, key=lambda k: found[k]["ap"])
+            figures = " | ".join(f"{100 * found[best][f]:.1f}" for f in ("ap", "ap50", "ap75_90"))
+            print(f"| {scheme} | {'–' if scheme == 'none' else best.rsplit(': ', 1)[1]} | {figures} |")
 
 
 def main() -> None:
@@ -247,12 +291,15 @@ def main() -> None:
     for argument in ("data", "set", "label"):
         one.add_argument(argument)
     one.add_argument("seed", type=int)
+    verbs.add_parser("voting")
     verbs.add_parser("table")
     args = parser.parse_args()
     if args.verb == "run":
         run_all(args)
     elif args.verb == "one":
         print(json.dumps(train_one(args.data, args.set, args.label, args.seed)))
+    elif args.verb == "voting":
+        vote()
     else:
         print_tables()
 

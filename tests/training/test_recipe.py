@@ -15,7 +15,7 @@ MODEL_FIELDS = ["tower_channels", "input_short", "score_threshold"]
 
 
 def test_the_bundled_recipes() -> None:
-    solo = ["solo_1x", "solo_3x", "solo_light_3x"]
+    solo = ["sodar_3x", "sodar_solov2_6x", "solo_1x", "solo_3x", "solo_light_3x"]
     solov2 = ["solov2_1x", "solov2_3x", "solov2_6x", "solov2_light_3x", "solov2_light_512_3x"]
     assert recipe_names() == ["finetune", "nuclei", *solo, *solov2]
 

@@ -16,7 +16,7 @@ from instseg.infer.tiles import tile_views
 
 if TYPE_CHECKING:
     from instseg.infer.model import InstanceModel
-    from instseg.models.sodar import Trace
+    from instseg.models.grid_aggregation import Trace
 
 
 @dataclass(frozen=True)

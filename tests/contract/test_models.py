@@ -35,6 +35,7 @@ VARIANTS = {
     "sodar_r101_mask": {"mask_grids": (6, 5, 4, 3, 2), "aggregation": "static"},
     "sodar_r50_cls": {"mask_grids": (12, 10, 8, 6, 4), "grids": (14, 12, 8, 6, 4), "context": "only"},
     "sodar_solov2_r50": {"two_stage_loss": True},
+    "sodar_solov2_r101": {"aggregation": "static"},
     "sodar_solov2_r101_mask_deform": {"mask_grids": (6, 5, 4, 3, 2)},
 }
 SMALL = {"input_short": 96, "input_long": 128}

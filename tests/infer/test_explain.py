@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ import instseg
 from instseg.core.errors import CheckpointError, ConfigError, DataError
 from instseg.infer.explain import explain_image, write_explanations
 from instseg.infer.model import InstanceModel
+from instseg.vis.explain import draw_aggregation
 
 NARROW = {
     "backbone": "resnet10t",
@@ -81,6 +83,28 @@ def test_neighbours_are_named_by_where_they_lie() -> None:
     assert names == ("above right", "below right", "below left", "above left")
 
 
+@pytest.mark.parametrize("maps", [0, 1, 9])
+def test_all_text_is_inside_the_picture(maps: int) -> None:
+    zeros = np.zeros((maps, 8, 12), dtype=np.float32)
+    figure = draw_aggregation(
+        "a category of $ome length 0.93, sodar_solov2_r101_cls_deform: row 50, column 50 of the 50 x 50 grid",
+        np.zeros((32, 48, 3), dtype=np.uint8),
+        (32, 48),
+        zeros.sum(axis=0),
+        zeros,
+        ["above left"] * maps,
+        np.zeros((maps, 2)),
+        4,
+        np.zeros((16, 8, 12), dtype=np.float32),
+        np.zeros((maps + 1, 8, 12), dtype=np.float32),
+    )
+    figure.canvas.draw()
+    width, height = figure.get_size_inches() * figure.dpi
+    for text in [*figure.texts, *(axes.title for axes in figure.axes)]:
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, text
+
+
 def test_what_cannot_be_explained_is_said() -> None:
     with pytest.raises(ConfigError, match="solov2_r18 aggregates nothing"):
         explain_image(instseg.create_model("solov2_r18", 2).eval(), IMAGE)
@@ -92,3 +116,6 @@ def test_what_cannot_be_explained_is_said() -> None:
     model.has_weights = False
     with pytest.raises(CheckpointError, match="no weights"):
         explain_image(model, IMAGE)
+    model.has_weights = True
+    with pytest.raises(DataError, match="training mode"):
+        explain_image(model.train(), IMAGE)

@@ -259,8 +259,10 @@ def test_arrays_moved_by_ten_times_their_tolerance_are_noticed(net, reference):
 
         return change
 
-    for key, amount in {"cls_logits": 5e-4, "mask_preds": 1e-3, "agg_weights": 5e-4, "agg_logits": 1e-2}.items():
-        if key == "mask_preds" and net.config.context == "only":
+    amounts = {"cls_logits": 5e-4, "mask_preds": 1e-3, "agg_weights": 5e-4, "agg_logits": 1e-2, "spatial_index": 1}
+    amounts |= {"kernel_preds": 1e-3, "mask_feats": 1e-3} if "kernel_preds" in reference["raw_outputs"]["b"] else {}
+    for key, amount in amounts.items():
+        if key in ("mask_preds", "spatial_index") and net.config.context == "only":
             continue
         with pytest.raises(AssertionError):
             compare_raw(net, moved(raw(key, amount)), "b")
@@ -279,3 +281,9 @@ def test_arrays_moved_by_ten_times_their_tolerance_are_noticed(net, reference):
                 build(reference).train(),
                 moved(lambda other, key=key: other["losses"].update({key: other["losses"][key] * 1.0002})),
             )
+    name, norm = max(reference["losses"]["grads"]["norms"].items(), key=lambda item: item[1])
+    with pytest.raises(AssertionError):
+        compare_losses(
+            build(reference).train(),
+            moved(lambda other: other["losses"]["grads"]["norms"].update({name: 1.02 * norm})),
+        )

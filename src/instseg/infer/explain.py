@@ -15,6 +15,7 @@ from instseg.core.geometry import View
 from instseg.infer.tiles import tile_views
 
 if TYPE_CHECKING:
+    from instseg.core.instances import Instances
     from instseg.infer.model import InstanceModel
     from instseg.models.grid_aggregation import Trace
 
@@ -29,7 +30,7 @@ class Explanation:
         trace: the aggregation of its cell.
         shown: (3, H, W) uint8, what the network was shown, with its padding.
         content: (h, w) of it without padding.
-        mask: (H/4, W/4), the soft mask that is kept of the object.
+        mask: (H/4, W/4), the soft mask of its cell (what the object keeps, but for mask voting).
     """
 
     number: int
@@ -57,7 +58,7 @@ def explain_image(
 
     Raises:
         ConfigError: a model that aggregates nothing.
-        DataError: an image without such objects, or with fewer.
+        DataError: an image without such objects, or with fewer; a model in training mode.
     """
     from instseg.infer.model import require_weights
     from instseg.infer.sources import as_tensor
@@ -68,6 +69,8 @@ def explain_image(
             '(`instseg models "sodar*"`), trained with `instseg train DATA --model sodar_r50`.'
         )
     require_weights(model)
+    if model.training:
+        raise DataError("the model is in training mode: call model.eval() before explaining.")
     image = as_tensor(source)
     views = _views(model, image)
     found: list[tuple[float, int, int]] = []  # score, view, object in it
@@ -81,7 +84,14 @@ def explain_image(
     beyond = [n for n in wanted if not 1 <= n <= len(found)]
     if beyond:
         raise DataError(f"there is no object {beyond[0]}: {len(found)} were found with a score of {score} or more.")
-    return [_explain(model, image, views[found[n - 1][1]], found[n - 1][2], n) for n in wanted]
+    explained: dict[int, Explanation] = {}
+    for i in sorted({found[n - 1][1] for n in wanted}):  # view by view: the outputs of one at a time
+        outputs, shown = _outputs(model, image, views[i])
+        decoded = model.net.decode_cells(outputs, [views[i]])[0]
+        for n in wanted:
+            if found[n - 1][1] == i:
+                explained[n] = _explain(model, outputs, decoded, found[n - 1][2], n, shown, views[i].content)
+    return [explained[n] for n in wanted]
 
 
 def _views(model: InstanceModel, image: Tensor) -> list[View]:
@@ -103,9 +113,16 @@ def _outputs(model: InstanceModel, image: Tensor, view: View) -> tuple[Any, Tens
     return model.net(batch), shown
 
 
-def _explain(model: InstanceModel, image: Tensor, view: View, position: int, number: int) -> Explanation:
-    outputs, shown = _outputs(model, image, view)
-    instances, cells = model.net.decode_cells(outputs, [view])[0]
+def _explain(
+    model: InstanceModel,
+    outputs: Any,
+    decoded: tuple[Instances, Tensor],
+    position: int,
+    number: int,
+    shown: Tensor,
+    content: tuple[int, int],
+) -> Explanation:
+    instances, cells = decoded
     cell = cells[position]
     return Explanation(
         number,
@@ -113,7 +130,7 @@ def _explain(model: InstanceModel, image: Tensor, view: View, position: int, num
         float(instances.scores[position]),
         model.net.trace(outputs, 0, int(cell)),
         shown,
-        view.content,
+        content,
         model.net.soft_masks(outputs, 0, cell[None])[0].cpu(),
     )
 
@@ -123,6 +140,7 @@ def write_explanations(model: InstanceModel, source: Any, found: Sequence[Explan
     from instseg.vis.explain import draw_aggregation
 
     stem = Path(source).stem if isinstance(source, str | Path) else "image"
+    stem = "stdin" if str(source) == "-" else stem
     written = []
     for item in found:
         t = item.trace
@@ -132,8 +150,7 @@ def write_explanations(model: InstanceModel, source: Any, found: Sequence[Explan
             + (f", {t.map_grid} x {t.map_grid} representations" if t.map_grid != t.grid else "")
         )
         path = Path(out) / f"{stem}-{item.number}.png"
-        draw_aggregation(
-            path,
+        figure = draw_aggregation(
             title,
             item.shown.permute(1, 2, 0).numpy(),
             item.content,
@@ -145,5 +162,7 @@ def write_explanations(model: InstanceModel, source: Any, found: Sequence[Explan
             None if t.context is None else t.context.numpy(),
             t.effects.numpy(),
         )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
         written.append(path)
     return written

@@ -35,7 +35,7 @@ class AggregationConfig(GridConfig):
     offset_gradient: Fraction = 1.0  # factor on the gradient of the offsets
     aggregation: Literal["dynamic", "static"] = "dynamic"  # weights predicted for each cell, or the same for all
     aggregation_layers: Annotated[int, Field(ge=1, le=4)] = 3
-    aggregation_width: Positive = 4  # channels between them
+    aggregation_width: Annotated[int, Field(ge=2)] = 4  # channels between them
     aggregation_kernel: Literal[1, 3] = 3
     aggregation_start: Literal["host", "released"] = "host"  # initial weights: a mask is its cell's own representation,
     # as in the host, or PyTorch's default
@@ -164,7 +164,7 @@ class GridAggregation(nn.Module):
         self.config = config
         self.context = context
         self.tower = None
-        if tower:
+        if tower and (config.aggregation == "dynamic" or config.deformable):  # else nothing is predicted
             channels = in_channels = config.fpn_channels
             self.tower = Tower(channels + 2, channels, config.tower_convs)
         self.aggregate = Aggregation(
@@ -222,13 +222,12 @@ class GridAggregation(nn.Module):
             s, t, first = c.grids[level], c.map_grids[level], self.first_map[level]
             inside = cells[at] - self.first[level]
             found = neighbour_cells(inside, s, t, c.pattern, c.mapping)
-            offsets = self.aggregate.predict_offsets(inputs.features[level][image], inside)
-            if offsets is None:
+            if self.aggregate.offsets is None:
                 near.append(first + found[..., 0] * t + found[..., 1])
                 positions.append(found)
             else:
                 # Neighbours beyond the border are on it before they move: zero offsets are the fixed neighbours.
-                moved = found + offsets
+                moved = found + self.aggregate.predict_offsets(inputs.features[level][image], inside)
                 four, share = bilinear_cells(moved, t)
                 near.append(first + four)
                 shares.append(share)
@@ -239,13 +238,12 @@ class GridAggregation(nn.Module):
 
     def weights(self, inputs: AggregationInputs, image: int, cells: Tensor) -> Tensor | None:
         """The parameters (N, D) of the small networks of cells (N,), numbered over all levels; None when static."""
+        if self.aggregate.weights is None:
+            return None
         found, order = [], []
         for level, at in self._by_level(cells):
             inside = cells[at] - self.first[level]
-            part = self.aggregate.predict_weights(inputs.features[level][image], inside)
-            if part is None:
-                return None
-            found.append(part)
+            found.append(self.aggregate.predict_weights(inputs.features[level][image], inside))
             order.append(at)
         return torch.cat(found)[torch.cat(order).argsort()]
 
@@ -281,10 +279,10 @@ class GridAggregation(nn.Module):
 
     def trace(
         self, inputs: AggregationInputs, image: int, cell: int, size: tuple[int, int], maps: Callable[[Tensor], Tensor]
-    ) -> "Trace":
+    ) -> Trace:
         """How the mask of one cell, numbered over all levels, comes about; the other arguments as in
         :meth:`mask_logits`."""
-        cells = torch.tensor([cell], device=inputs.features[0].device)
+        cells = torch.tensor([cell], device=next(self.parameters()).device)
         context = None
         if inputs.context is not None:
             context = resize_aligned(inputs.context[image : image + 1], size)[0]

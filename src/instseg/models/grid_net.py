@@ -225,14 +225,14 @@ class GridNet(nn.Module, ABC):
         """Means (M, H/4, W/4) of the soft masks of candidate ``cells`` (n,), which ``soft`` are where they fit into
         one chunk, weighted by ``votes`` (M, n)."""
         h, w = outputs.size
-        if soft is not None:
-            return (votes @ soft.flatten(1)).view(-1, h, w)
         final = votes.new_zeros(len(votes), h * w)
         voting = votes.any(dim=0).nonzero()[:, 0]
         chunk = max(1, CHUNK_VALUES // (h * w))
         for i in range(0, len(voting), chunk):
             part = voting[i : i + chunk]
-            final += votes[:, part] @ self.soft_masks(outputs, image, cells[part]).flatten(1)
+            masks = soft[part] if soft is not None else self.soft_masks(outputs, image, cells[part])
+            with torch.autocast(votes.device.type, enabled=False):
+                final += votes[:, part] @ masks.flatten(1)
         return final.view(-1, h, w)
 
     def _candidates(

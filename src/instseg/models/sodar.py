@@ -7,7 +7,7 @@ neighbours with a context feature to the logits of the mask (section IV). Where 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import torch
@@ -24,7 +24,7 @@ from instseg.nn.aggregation import FeatureContext, MultiLevelContext
 
 
 class SODARConfig(SOLOConfig, AggregationConfig):
-    """SODAR on SOLO, as released."""
+    """SODAR on SOLO, as released but for how training starts and which small objects it leaves out."""
 
     # Representations are no probabilities: a prior in them reaches the masks times every weight. Released: 0.01.
     mask_prior: Probability = 0.5
@@ -95,7 +95,7 @@ class SODAR(SOLO):
 
 # --- on SOLOv2 ----------------------------------------------------------------------------------------------------
 
-# The host as AggMask has it, a third of SOLOv2's width and without norms in the mask feature.
+# The host as AggMask has it: towers half as wide, the mask feature twice as wide and without norms inside.
 RELEASED_SOLOV2: dict[str, Any] = {
     "tower_channels": 256,
     "mask_hidden": 256,
@@ -105,7 +105,7 @@ RELEASED_SOLOV2: dict[str, Any] = {
 
 
 class SODARSOLOv2Config(SOLOv2Config, AggregationConfig):
-    """SODAR* (on SOLOv2), as released."""
+    """SODAR* (on SOLOv2), as released but for how training starts and which small objects it leaves out."""
 
     base: Literal["released", "solov2"] = "released"  # the host as AggMask has it, or SOLOv2's own branches; fields
     # that are given count more
@@ -129,9 +129,9 @@ class SODARSOLOv2Config(SOLOv2Config, AggregationConfig):
 
 @dataclass(frozen=True)
 class SODARSOLOv2Outputs(SOLOv2Outputs):
-    """Raw outputs for a batch: SOLOv2's, and what its maps are aggregated with (always there)."""
+    """Raw outputs for a batch: SOLOv2's, and what its maps are aggregated with."""
 
-    aggregation: AggregationInputs | None = None
+    aggregation: AggregationInputs = field(kw_only=True)
 
 
 class SODARSOLOv2(SOLOv2):
@@ -139,9 +139,11 @@ class SODARSOLOv2(SOLOv2):
 
     def __init__(self, config: SODARSOLOv2Config) -> None:
         super().__init__(config)
-        context = _context(config)
-        if context is not None and config.context_source == "mask_feature":
+        context: nn.Module | None
+        if config.context != "without" and config.context_source == "mask_feature":
             context = FeatureContext(config.mask_channels, config.context_channels)
+        else:
+            context = _context(config)
         self.aggregation = GridAggregation(config, config.fpn_channels, context, tower=True)
         self.idle_parameters = config.context == "only"
 
@@ -154,12 +156,10 @@ class SODARSOLOv2(SOLOv2):
         return pyramid if self.config.context_source == "pyramid" else outputs.mask_features[0]
 
     def mask_logits(self, outputs: SODARSOLOv2Outputs, image: int, level: int, cells: Tensor) -> Tensor:  # type: ignore[override]
-        assert outputs.aggregation is not None
         return self.aggregation.mask_logits(outputs.aggregation, image, cells, *self._maps_of(outputs, image))
 
     def trace(self, outputs: SODARSOLOv2Outputs, image: int, cell: int) -> Trace:
         """How the mask of a cell, numbered over all levels, comes about."""
-        assert outputs.aggregation is not None
         return self.aggregation.trace(outputs.aggregation, image, cell, *self._maps_of(outputs, image))
 
     def _maps_of(self, outputs: SODARSOLOv2Outputs, image: int) -> MapsOf:

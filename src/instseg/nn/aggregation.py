@@ -158,18 +158,16 @@ class Aggregation(nn.Module):
             conv.weight.normal_(std=SPREAD).add_(weight[0])
             conv.bias.copy_(bias[0])
 
-    def predict_weights(self, feature: Tensor, cells: Tensor) -> Tensor | None:
+    def predict_weights(self, feature: Tensor, cells: Tensor) -> Tensor:
         """The parameters (N, D) of the small networks of ``cells`` (N,), ``row width + column`` of ``feature``
-        (C, height, width); None where they are static."""
-        if self.weights is None:
-            return None
+        (C, height, width); only where they are dynamic."""
+        assert self.weights is not None
         found = conv_at(self.weights, feature, cells)
         return found.tanh() if self.activation == "tanh" else found
 
-    def predict_offsets(self, feature: Tensor, cells: Tensor) -> Tensor | None:
-        """Offsets (N, n, 2), rows and columns in units of cells; None where the neighbours are fixed."""
-        if self.offsets is None:
-            return None
+    def predict_offsets(self, feature: Tensor, cells: Tensor) -> Tensor:
+        """Offsets (N, n, 2), rows and columns in units of cells; only where the neighbours are deformable."""
+        assert self.offsets is not None
         found = conv_at(self.offsets, feature, cells).float().view(-1, self.maps, 2)
         f = self.offset_gradient
         return found if f == 1 else f * found + (1 - f) * found.detach()
@@ -183,11 +181,20 @@ class Aggregation(nn.Module):
         shares: Tensor | None = None,
     ) -> Tensor:
         """Mask logits (N, h, w); ``weights`` from :meth:`predict_weights`, the rest as in
-        :func:`instseg.ops.aggregate.aggregate`."""
+        :func:`instseg.ops.aggregate.aggregate`. Raw representations have no bounds: under float16 autocast, whose
+        range ends at 65504, this runs in float32."""
         if weights is not None:
-            return aggregate(maps, index, split_parameters(weights, self.shapes, self.kernel_size), context, shares)
-        assert self.static is not None
-        return aggregate(maps, index, [(conv.weight, conv.bias) for conv in self.static], context, shares)  # type: ignore[misc]
+            layers = split_parameters(weights, self.shapes, self.kernel_size)
+        else:
+            assert self.static is not None
+            layers = [(conv.weight, conv.bias) for conv in self.static]  # type: ignore[misc]  # biases are there
+        device = layers[0][0].device.type
+        if not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) != torch.float16:
+            return aggregate(maps, index, layers, context, shares)
+        with torch.autocast(device, enabled=False):
+            wide = [(w.float(), b.float()) for w, b in layers]
+            maps, context = (x if x is None else x.float() for x in (maps, context))
+            return aggregate(maps, index, wide, context, shares)
 
 
 def conv_at(conv: nn.Conv2d, feature: Tensor, cells: Tensor) -> Tensor:

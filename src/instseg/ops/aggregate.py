@@ -69,8 +69,9 @@ def aggregate(
     count, values = _extent(maps, index, layers, context)
     device = layers[0][0].device
     step = max(1, (CPU_VALUES if device.type == "cpu" else VALUES) // max(values, 1))
-    # What a backward pass would keep of many instances is computed again instead.
-    again = torch.is_grad_enabled() and count * values > VALUES
+    # What a backward pass would keep of many instances is computed again instead; mixtures keep what they are of.
+    kept = values if shares is None else 4 * values
+    again = torch.is_grad_enabled() and count * kept > VALUES
     parts = []
     for i in range(0, count, step):
         part = slice(i, min(i + step, count))

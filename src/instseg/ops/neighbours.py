@@ -84,7 +84,8 @@ def bilinear_cells(positions: Tensor, target: int) -> tuple[Tensor, Tensor]:
     inside = torch.where(within, positions, positions.detach().clamp(0, target - 1))
     low = inside.detach().floor().clamp(max=max(target - 2, 0))
     share = inside - low
-    row, column = low.long().unbind(dim=-1)
+    # A position that is no number (a diverged run) is some cell, with shares that are no numbers.
+    row, column = low.long().clamp(min=0).unbind(dim=-1)
     below, right = (row + 1).clamp(max=target - 1), (column + 1).clamp(max=target - 1)
     dy, dx = share.unbind(dim=-1)
     cells = torch.stack([row, row, below, below], dim=-1) * target

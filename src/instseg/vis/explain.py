@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FloatArray = npt.NDArray[np.floating[Any]]
 UInt8Array = npt.NDArray[np.uint8]
@@ -18,13 +18,13 @@ Window = tuple[float, float, float, float]  # x0, x1, y0, y1 in pixels of the ne
 
 _INK, _PLACE, _MASK = "#1f2937", "#facc15", "#22d3ee"
 _SIDE = 2.0  # inches of a panel
+_WIDTH = 7.6  # inches that the lines of text need
 _AROUND = 0.75  # margin around the object, share of its box
 _STRONG = 0.5  # change of the soft mask that has the full colour
 _LEAST = 64  # pixels, least side of what is shown
 
 
 def draw_aggregation(
-    path: Path | str,
     title: str,
     image: UInt8Array,
     content: tuple[int, int],
@@ -35,14 +35,13 @@ def draw_aggregation(
     grid: int,
     context: FloatArray | None,
     effects: FloatArray,
-) -> None:
-    """Writes a PNG of two rows: what goes in, and what it does.
+) -> Figure:
+    """Two rows: what goes in, and what it does.
 
     Above: the image with the mask's outline and the places whose representations are gathered, each representation,
     and the mean of the context. Below: the soft mask, and under each input what the mask gains from it.
 
     Args:
-        path: of the file; its folder is made.
         title: one line.
         image: (H, W, 3) uint8, what the network was shown, with its padding.
         content: (h, w) of it without padding.
@@ -55,7 +54,7 @@ def draw_aggregation(
     from matplotlib.figure import Figure
 
     columns = 1 + len(maps) + (context is not None)
-    figure = Figure(figsize=(_SIDE * columns + 0.3, 2 * _SIDE + 0.95), dpi=110, facecolor="white")
+    figure = Figure(figsize=(max(_SIDE * columns + 0.3, _WIDTH), 2 * _SIDE + 0.95), dpi=110, facecolor="white")
     axes = figure.subplots(2, columns, squeeze=False)
     size, window = image.shape[:2], _window(mask, image.shape[:2], content)
 
@@ -74,7 +73,7 @@ def draw_aggregation(
         show(axes[0][-1], context.mean(axis=0), "context, mean", cmap="viridis")
     for i, text in enumerate([*names, "context"][: len(effects)]):
         show(axes[1][i + 1], effects[i], f"effect of {text}", cmap="RdBu_r", vmin=-_STRONG, vmax=_STRONG)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=9, color=_INK)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9, color=_INK, parse_math=False)
     figure.text(
         0.01,
         0.012,
@@ -84,9 +83,7 @@ def draw_aggregation(
         color=_INK,
     )
     figure.subplots_adjust(left=0.01, right=0.99, top=0.87, bottom=0.055, wspace=0.06, hspace=0.16)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target)
+    return figure
 
 
 def _window(mask: FloatArray, size: tuple[int, ...], content: tuple[int, int]) -> Window:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def read_published(path: str | os.PathLike[str], model: str | None = None) -> Ch
 
     Args:
         path: ``.pth`` of mmdetection 2 or 3, the authors' SOLO repository, AggMask (SODAR), or AdelaiDet.
-        model: the zoo's name for it; None finds the one it fits.
+        model: the zoo's name for it; None finds the one it fits, and warns where there are several.
 
     Raises:
         CheckpointError: the file cannot be read, is of no known code base, has tensors that have no place or lacks
@@ -67,8 +68,8 @@ def read_published(path: str | os.PathLike[str], model: str | None = None) -> Ch
     published = identify(_tensors(file), str(file))
     if model is not None:
         get_entry(model)
-    order = MODELS if model is None else [model, *MODELS]
-    fitting = next((name for name in order if _fits(name, published)), None)
+    fits = [model] if model is not None and _fits(model, published) else [n for n in MODELS if _fits(n, published)]
+    fitting = fits[0] if fits else None
     if fitting is None:
         told = "no model of the zoo has its tensors" if model is None else f"it does not fit {model}"
         raise CheckpointError(f"{file} seems to be {published.describe()}: {told}.{_differs(model, published)}")
@@ -76,6 +77,12 @@ def read_published(path: str | os.PathLike[str], model: str | None = None) -> Ch
         raise CheckpointError(
             f"{file} seems to be {published.describe()}, not {model}: use --model {fitting}."
             f"{_differs(model, published)}"
+        )
+    if model is None and len(fits) > 1:
+        warnings.warn(
+            f"{file} has the tensors of {' and of '.join(fits)}, which differ in their grids alone: it is taken for "
+            f"{fitting}; `instseg convert FILE --model NAME` says which it is.",
+            stacklevel=2,
         )
     fields = _fields_of(published)
     state = {name: published.state.get(name, torch.zeros((), dtype=torch.int64)) for name in _shapes(fitting, fields)}

@@ -137,3 +137,26 @@ def test_model_names_resolve_to_files_folders_and_zoo_names(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="holds neither"):
         resolve_model(tmp_path / "empty")
+
+
+def test_a_model_that_extends_another_starts_from_its_checkpoint(tmp_path):
+    """SODAR's masks are its host's before any training; only the aggregation starts anew."""
+    torch.manual_seed(0)
+    narrow = {"backbone": "resnet10t", "fpn_channels": 16, "tower_channels": 16, "tower_convs": 1, "grids": (8, 4)}
+    narrow |= {"scale_ranges": ((1, 64), (32, 999)), "input_short": 64, "input_long": 96, "mask_prior": 0.5}
+    host = instseg.create_model("solo_r50", 2, **narrow).eval()
+    host.save(tmp_path / "host.safetensors")
+    with pytest.warns(UserWarning, match=r"checkpoint of solo_r50: the aggregation of sodar_r50 .* starts anew"):
+        model = instseg.create_model("sodar_r50", 2, weights=tmp_path / "host.safetensors").eval()
+    assert model.config.grids == (8, 4) and model.config.backbone == "resnet10t" and model.has_weights
+    images = [torch.rand(3, 60, 80)]
+    with torch.no_grad():
+        inputs = [model.preprocess.resize_image(images[0], (64, 85))]
+        ours, theirs = (m.net(m.preprocess.batch(inputs)) for m in (model, host))
+        cells = torch.arange(16)
+        a, b = (m.net.mask_probabilities(o, 0, 1, cells) for m, o in ((model, ours), (host, theirs)))
+    for x, y in zip(ours.categories, theirs.categories, strict=True):
+        torch.testing.assert_close(x, y)
+    torch.testing.assert_close(a, b, atol=0.03, rtol=0)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        instseg.create_model("sodar_solov2_r50", 2, weights=tmp_path / "host.safetensors", backbone="resnet10t")

@@ -14,7 +14,7 @@ from instseg.core.geometry import View
 from instseg.core.instances import Instances
 from instseg.core.meta import Categories
 from instseg.infer.tiles import merge_tiles, tile_views
-from instseg.models import MODELS, build_config, build_net, list_models
+from instseg.models import MODELS, build_config, build_net, extends, fields_from, list_models
 from instseg.models.config import ModelConfig
 from instseg.models.preprocess import Preprocess
 from instseg.nn.backbone import Backbone, imagenet_reachable, load_backbone_weights
@@ -221,7 +221,7 @@ def create_model(
 ) -> InstanceModel:
     """A model of the zoo. See :func:`instseg.create_model`."""
     checkpoint = read_weights(weights, name) if weights is not None else None
-    known = checkpoint.config if checkpoint is not None and checkpoint.model == name else {}
+    known = fields_from(name, checkpoint.model, checkpoint.config) if checkpoint is not None else {}
     fields = {**known, **(overrides or {})}
     count = num_classes if num_classes is not None else (len(categories) if categories else None)
     if count is not None:
@@ -261,7 +261,8 @@ def _backbone(model: InstanceModel) -> Backbone:
 
 
 def _load_into(model: InstanceModel, checkpoint: Checkpoint, path: str) -> None:
-    """Fills ``model`` from a checkpoint; the class layer starts anew when the number of classes differs."""
+    """Fills ``model`` from a checkpoint; the class layer starts anew when the number of classes differs, and what
+    the model has on top of the checkpoint's keeps its initial values."""
     wanted = model.net.state_dict()
     state = dict(checkpoint.state)
     wrong = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
@@ -276,6 +277,14 @@ def _load_into(model: InstanceModel, checkpoint: Checkpoint, path: str) -> None:
         for key in fresh:
             state[key] = wanted[key]
             wrong.remove(key)
+    if extends(model.name, checkpoint.model):
+        added = [k for k in wanted if k.startswith("aggregation.")]
+        warnings.warn(
+            f"{path} is a checkpoint of {checkpoint.model}: the aggregation of {model.name} ({len(added)} tensors) "
+            "starts anew.",
+            stacklevel=3,
+        )
+        state |= {k: wanted[k] for k in added}
     missing, unknown = [k for k in wanted if k not in state], [k for k in state if k not in wanted]
     if wrong or missing or unknown:
         first = (wrong + missing + unknown)[0]

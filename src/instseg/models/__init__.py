@@ -157,6 +157,24 @@ def config_fields(name: str) -> dict[str, Any]:
     return build_config(name, {}).model_dump()
 
 
+def fields_from(name: str, other: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model takes over of the configuration of a checkpoint of ``other``: everything of the same model, what
+    both have of a host that it extends, and nothing of any other."""
+    if name == other:
+        return dict(config)
+    if not extends(name, other):
+        return {}
+    return {k: v for k, v in config.items() if k in get_entry(name).config.model_fields}
+
+
+def extends(name: str, other: str) -> bool:
+    """True when the network of ``name`` is that of ``other`` with something on top, as SODAR is SOLO's."""
+    if other not in MODELS:
+        return False
+    net, host = get_entry(name).net, get_entry(other).net
+    return net is not host and issubclass(net, host)
+
+
 def build_config(name: str, overrides: Mapping[str, Any]) -> ModelConfig:
     """The configuration of a model with some fields changed.
 

@@ -20,7 +20,7 @@ from instseg.infer.environment import pick_device
 from instseg.infer.evaluate import evaluate
 from instseg.infer.folders import free_folder
 from instseg.infer.model import BUNDLED, InstanceModel, create_model
-from instseg.models import MODELS, build_config, config_fields
+from instseg.models import MODELS, build_config, config_fields, fields_from
 from instseg.models.config import ModelConfig
 from instseg.training.checkpoint import State, load_state, replace_file
 from instseg.training.loggers import RunLog
@@ -208,7 +208,7 @@ def _new_plan(config: str | Path | None, given: dict[str, Any]) -> Plan:
     recipe = recipe.model_copy(update={"model": given.get("model") or chosen.get("model") or checkpoint.model})
     where = str(config) if config is not None else "the call"
     _, fields = split_fields({**chosen, "model": recipe.model}, config_fields, where)
-    known = checkpoint.config if checkpoint.model == recipe.model else {}
+    known = fields_from(recipe.model, checkpoint.model, checkpoint.config)
     return Plan(recipe, {**{k: v for k, v in known.items() if k != "num_classes"}, **fields})
 
 

@@ -64,9 +64,9 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "1x1 kernels": ("sodar_r50", {"aggregation_kernel": 1}),
     "two-stage loss": ("sodar_r50", {"two_stage_loss": True}),
     "released initialisation": ("sodar_r50", {"aggregation_start": "released", "mask_prior": 0.01}),
-    "+cls": ("sodar_r50", {"grids": (20, 16, 8), "mask_grids": (16, 12, 8)}),
-    "-mask": ("sodar_r50", {"mask_grids": (8, 6, 4)}),
-    "-mask, deformable": ("sodar_r50", {"mask_grids": (8, 6, 4), "deformable": True}),
+    "finer class grids (+cls)": ("sodar_r50", {"grids": (20, 16, 8), "mask_grids": (16, 12, 8)}),
+    "halved mask grids (-mask)": ("sodar_r50", {"mask_grids": (8, 6, 4)}),
+    "halved mask grids, deformable": ("sodar_r50", {"mask_grids": (8, 6, 4), "deformable": True}),
 }
 
 

@@ -43,7 +43,7 @@ class GridConfig(ModelConfig):
     class_agnostic: bool = False  # masks of different classes suppress each other
     keep_threshold: Fraction = 0.05  # objects score at least this after NMS
     voting: Voting = "none"  # final masks: mean of the candidates that NMS compared with them (SODAR, table II)
-    voting_threshold: Fraction = 0.7  # IoU with a final mask from which a candidate votes on it
+    voting_threshold: Fraction = 0.85  # IoU with a final mask from which a candidate votes on it
 
     @property
     def nms_options(self) -> NMSOptions:

@@ -82,7 +82,7 @@ def model_page(model: "ModelSummary") -> str:
         "backbone": model.backbone,
         "parameters": f"{counts.parameters:,}, {counts.trained:,} of them trained as published",
         "multiply-adds": f"{counts.macs / 1e9:.1f} G for {model.input_size[0]} x {model.input_size[1]}"
-        + (f"; {counts.dense_macs / 1e9:.1f} G with the masks of all cells" if counts.dense_macs > counts.macs else ""),
+        + (f"; {counts.dense_macs / 1e9:.1f} G as published" if counts.dense_macs > counts.macs else ""),
         "authors' AP": "not stated" if model.paper_ap is None else f"{model.paper_ap:.1f} (masks, COCO val2017)",
     }
     width = max(len(field) for field in (*facts, *model.config))

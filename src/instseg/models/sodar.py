@@ -6,6 +6,7 @@ neighbours with a context feature to the logits of the mask (section IV). Where 
 (AggMask) differ, the code is the default; docs/decisions/sodar.md lists the differences and the fields for them.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -15,10 +16,45 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from instseg.models.grid_aggregation import AggregationConfig, AggregationInputs, GridAggregation, MapsOf, Trace
-from instseg.models.grid_net import MaskFunction
+from instseg.models.grid_net import GridNet, MaskFunction
 from instseg.models.solo import SOLO, Probability, SOLOConfig, SOLOOutputs
 from instseg.models.solov2 import SOLOv2, SOLOv2Config, SOLOv2Outputs
 from instseg.nn.aggregation import FeatureContext, MultiLevelContext
+
+
+class Aggregated(GridNet):
+    """What both hosts get: masks that are aggregated from their maps."""
+
+    aggregation: GridAggregation
+
+    @abstractmethod
+    def representations(self, outputs: Any, image: int, level: int, cells: Tensor) -> Tensor:
+        """The raw maps (U, h, w) of cells (U,) of the mask grid that ``maps[level]`` has, numbered within it: what
+        were the host's logits."""
+
+    @abstractmethod
+    def _maps_of(self, outputs: Any, image: int, level: int) -> MapsOf:
+        """The size of the maps of ``maps[level]``, and what gives them by cells numbered over all levels."""
+
+    def mask_logits(self, outputs: Any, image: int, level: int, cells: Tensor) -> Tensor:
+        cells = self.maps[level].first + cells
+        return self.aggregation.mask_logits(outputs.aggregation, image, cells, *self._maps_of(outputs, image, level))
+
+    def trace(self, outputs: Any, image: int, cell: int) -> Trace:
+        """How the mask of a cell, numbered over all levels, comes about."""
+        level = next(i for i, m in enumerate(self.maps) if cell < m.last)
+        return self.aggregation.trace(outputs.aggregation, image, cell, *self._maps_of(outputs, image, level))
+
+    @property
+    def taught_masks(self) -> dict[str, MaskFunction]:
+        """With the two-stage loss a cell's own representation is taught the mask, too."""
+        if not self.config.two_stage_loss:
+            return super().taught_masks
+        return {**super().taught_masks, "loss_representation": self._own_masks}
+
+    def _own_masks(self, outputs: Any, image: int, level: int, cells: Tensor) -> Tensor:
+        return self.representations(outputs, image, level, cells).sigmoid()
+
 
 # --- on SOLO ------------------------------------------------------------------------------------------------------
 
@@ -44,7 +80,7 @@ class SODAROutputs(SOLOOutputs):
     aggregation: AggregationInputs
 
 
-class SODAR(SOLO):
+class SODAR(Aggregated, SOLO):
     """SOLO whose maps are representations."""
 
     def __init__(self, config: SODARConfig) -> None:
@@ -60,15 +96,6 @@ class SODAR(SOLO):
         inputs = self.aggregation(pyramid, levels, features)
         return SODAROutputs(categories, size, [self.mask_tower(x) for x in levels], inputs)
 
-    def mask_logits(self, outputs: SODAROutputs, image: int, level: int, cells: Tensor) -> Tensor:  # type: ignore[override]
-        cells = self.aggregation.first[level] + cells
-        return self.aggregation.mask_logits(outputs.aggregation, image, cells, *self._maps_of(outputs, image, level))
-
-    def trace(self, outputs: SODAROutputs, image: int, cell: int) -> Trace:
-        """How the mask of a cell, numbered over all levels, comes about."""
-        level = next(i for i, m in enumerate(self.maps) if cell < m.last)
-        return self.aggregation.trace(outputs.aggregation, image, cell, *self._maps_of(outputs, image, level))
-
     def _maps_of(self, outputs: SODAROutputs, image: int, level: int) -> MapsOf:
         feature, first = outputs.features[level], self.aggregation.first_map[level]
         size = (2 * feature.shape[-2], 2 * feature.shape[-1])
@@ -77,10 +104,6 @@ class SODAR(SOLO):
     def representations(self, outputs: SODAROutputs, image: int, level: int, cells: Tensor) -> Tensor:
         """The raw maps (U, 2h, 2w) of cells (U,) of a level's mask grid: what were SOLO's logits."""
         return SOLO.mask_logits(self, outputs, image, level, cells)
-
-    @property
-    def taught_masks(self) -> dict[str, MaskFunction]:
-        return _taught(self, super().taught_masks)
 
     def as_published(self, x: Tensor) -> None:
         """Everything that the published code computes for (B, 3, H, W), the aggregation itself excepted: for
@@ -134,7 +157,7 @@ class SODARSOLOv2Outputs(SOLOv2Outputs):
     aggregation: AggregationInputs = field(kw_only=True)
 
 
-class SODARSOLOv2(SOLOv2):
+class SODARSOLOv2(Aggregated, SOLOv2):
     """SOLOv2 whose maps are representations."""
 
     def __init__(self, config: SODARSOLOv2Config) -> None:
@@ -155,24 +178,13 @@ class SODARSOLOv2(SOLOv2):
     def _context_from(self, pyramid: Sequence[Tensor], outputs: SOLOv2Outputs) -> Any:
         return pyramid if self.config.context_source == "pyramid" else outputs.mask_features[0]
 
-    def mask_logits(self, outputs: SODARSOLOv2Outputs, image: int, level: int, cells: Tensor) -> Tensor:  # type: ignore[override]
-        return self.aggregation.mask_logits(outputs.aggregation, image, cells, *self._maps_of(outputs, image))
-
-    def trace(self, outputs: SODARSOLOv2Outputs, image: int, cell: int) -> Trace:
-        """How the mask of a cell, numbered over all levels, comes about."""
-        return self.aggregation.trace(outputs.aggregation, image, cell, *self._maps_of(outputs, image))
-
-    def _maps_of(self, outputs: SODARSOLOv2Outputs, image: int) -> MapsOf:
+    def _maps_of(self, outputs: SODARSOLOv2Outputs, image: int, level: int) -> MapsOf:
         size = (outputs.mask_features[0].shape[-2], outputs.mask_features[0].shape[-1])
-        return size, lambda used: self.representations(outputs, image, 0, used)
+        return size, lambda used: self.representations(outputs, image, level, used)
 
     def representations(self, outputs: SOLOv2Outputs, image: int, level: int, cells: Tensor) -> Tensor:
         """The raw maps (U, H/4, W/4) of cells (U,) of the mask grids: what were SOLOv2's logits."""
         return SOLOv2.mask_logits(self, outputs, image, level, cells)
-
-    @property
-    def taught_masks(self) -> dict[str, MaskFunction]:
-        return _taught(self, super().taught_masks)
 
     def as_published(self, x: Tensor) -> None:
         """Everything that the published code computes for (B, 3, H, W), the aggregation itself excepted: for
@@ -187,14 +199,3 @@ def _context(config: AggregationConfig) -> nn.Module | None:
     if config.context == "without":
         return None
     return MultiLevelContext(config.fpn_channels, config.context_channels, config.context_layers)
-
-
-def _taught(net: SODAR | SODARSOLOv2, masks: dict[str, MaskFunction]) -> dict[str, MaskFunction]:
-    """With the two-stage loss a cell's own representation is taught the mask, too."""
-    if not net.config.two_stage_loss:
-        return masks
-
-    def own(outputs: Any, image: int, level: int, cells: Tensor) -> Tensor:
-        return net.representations(outputs, image, level, cells).sigmoid()
-
-    return {**masks, "loss_representation": own}

@@ -129,8 +129,8 @@ class Aggregation(nn.Module):
             self._start_as_mean_of(list(start))
         if deformable:  # zeros: training starts from the fixed neighbours
             self.offsets = nn.Conv2d(in_channels, 2 * maps, weight_kernel, padding=weight_kernel // 2)
-            nn.init.zeros_(self.offsets.weight)
-            nn.init.zeros_(self.offsets.bias)  # type: ignore[arg-type]  # Conv2d declares its bias optional
+            for parameter in self.offsets.parameters():
+                nn.init.zeros_(parameter)
 
     @torch.no_grad()
     def _start_as_mean_of(self, maps: list[int]) -> None:
@@ -187,7 +187,8 @@ class Aggregation(nn.Module):
             layers = split_parameters(weights, self.shapes, self.kernel_size)
         else:
             assert self.static is not None
-            layers = [(conv.weight, conv.bias) for conv in self.static]  # type: ignore[misc]  # biases are there
+            parameters: list[Tensor] = list(self.static.parameters())  # weights and biases in turn
+            layers = list(zip(parameters[::2], parameters[1::2], strict=True))
         device = layers[0][0].device.type
         if not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) != torch.float16:
             return aggregate(maps, index, layers, context, shares)

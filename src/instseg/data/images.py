@@ -3,8 +3,10 @@
 import io
 import struct
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +30,31 @@ _ORIENTATION_TAG = 0x0112
 _FULL_SCALES = (255, 1023, 4095, 16383, 65535)
 
 
-def read_image(source: ImageSource, *, exif: bool = True) -> Tensor:
+@dataclass(frozen=True)
+class ImageRule:
+    """How the files of a data set become pixels. A checkpoint keeps it, so that prediction reads as training did.
+
+    Attributes:
+        exif: turn images as their EXIF orientation says.
+        full_scale: the sample value that is shown as white in files with samples wider than 8 bits; None decides
+            by each image.
+    """
+
+    exif: bool = True
+    full_scale: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"exif": self.exif, "full_scale": self.full_scale}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any] | None) -> "ImageRule":
+        """The rule that :meth:`to_json` wrote; None, from a checkpoint without one, is the default rule."""
+        content = content or {}
+        full = content.get("full_scale")
+        return cls(bool(content.get("exif", True)), None if full is None else float(full))
+
+
+def read_image(source: ImageSource, *, exif: bool = True, full_scale: float | None = None) -> Tensor:
     """An image as the viewer shows it: ``(3, H, W)`` uint8 RGB.
 
     Grey is repeated over the channels, palettes and CMYK become RGB, transparency is laid over white. Samples
@@ -38,6 +64,8 @@ def read_image(source: ImageSource, *, exif: bool = True) -> Tensor:
     Args:
         source: a path, the bytes of a file, or a binary file object.
         exif: turn the image as its EXIF orientation says.
+        full_scale: the sample value that is shown as white in a file with samples wider than 8 bits, by default
+            found in the image.
 
     Raises:
         DataError: the file is missing, not an image, truncated, or larger than Pillow's safety limit.
@@ -49,7 +77,7 @@ def read_image(source: ImageSource, *, exif: bool = True) -> Tensor:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
             opened.load()
             image = ImageOps.exif_transpose(opened) if exif else opened
-            pixels = rgb_pixels(image)
+            pixels = rgb_pixels(image, full_scale)
     except FileNotFoundError:
         raise DataError(f"{name}: no such image; check the path.") from None
     except IsADirectoryError:
@@ -90,6 +118,23 @@ def image_size(source: ImageSource) -> tuple[tuple[int, int], tuple[int, int]]:
     return ((width, height) if turned else stored), stored
 
 
+def find_full_scale(paths: Sequence[Path]) -> float | None:
+    """The full scale of a data set: the smallest of 8, 10, 12, 14 and 16 bits that holds the largest sample of its
+    images, of which at most 64 are looked at; None where none has samples wider than 8 bits."""
+    from PIL import Image
+
+    top = None
+    step = max(1, len(paths) / 64)
+    for path in (paths[int(i * step)] for i in range(min(64, len(paths)))):
+        try:
+            with Image.open(path) as image:
+                if image.mode.startswith("I"):
+                    top = max(top or 0.0, float(np.asarray(image).max(initial=0)))
+        except Exception:  # reading the image says what is wrong with it
+            continue
+    return None if top is None else float(next((scale for scale in _FULL_SCALES if top <= scale), top))
+
+
 def source_name(source: ImageSource) -> str:
     """What an error message calls an image source."""
     if isinstance(source, bytes):
@@ -121,12 +166,12 @@ def _jpeg_decodes(path: Path) -> bool:
     return True
 
 
-def rgb_pixels(image: "Image") -> UInt8Array:
+def rgb_pixels(image: "Image", full_scale: float | None = None) -> UInt8Array:
     """(H, W, 3) uint8 of any Pillow mode."""
     from PIL import Image
 
     if image.mode.startswith(("I", "F")):
-        grey = to_eight_bits(np.asarray(image))
+        grey = to_eight_bits(np.asarray(image), full_scale)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -135,10 +180,13 @@ def rgb_pixels(image: "Image") -> UInt8Array:
     return np.array(image.convert("RGB"), dtype=np.uint8)
 
 
-def to_eight_bits(values: npt.NDArray[np.generic]) -> UInt8Array:
+def to_eight_bits(values: npt.NDArray[np.generic], full_scale: float | None = None) -> UInt8Array:
     samples = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(0)
     top = float(samples.max(initial=0.0))
-    if values.dtype.kind == "f" and top <= 1.0:
+    if full_scale is not None:
+        full = full_scale
+        samples = samples.clip(0, full)
+    elif values.dtype.kind == "f" and top <= 1.0:
         full = 1.0
     else:
         full = float(next((scale for scale in _FULL_SCALES if top <= scale), top))

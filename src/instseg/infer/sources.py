@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from instseg.core.errors import DataError
-from instseg.data.images import IMAGE_SUFFIXES, read_image, rgb_pixels, to_eight_bits
+from instseg.data.images import IMAGE_SUFFIXES, read_image
+from instseg.infer.pixels import from_memory
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -75,20 +74,12 @@ def as_tensor(image: ImageLike) -> Tensor:
 
     Raises DataError for anything else.
     """
-    if isinstance(image, Tensor):
-        return _from_tensor(image)
-    if isinstance(image, np.ndarray):
-        return _from_array(image)
     if isinstance(image, str | Path):
         text = str(image)
         if text == "-":
             return _read_stdin()
         return _read_url(text) if _URL.match(text) else read_image(image)
-    if hasattr(image, "convert") and hasattr(image, "getexif"):
-        return _from_pil(image)
-    if isinstance(image, bytes) or hasattr(image, "read"):
-        return read_image(image)
-    raise DataError(f"{type(image).__name__} is no image: give a path, address, PIL image, NumPy array or tensor")
+    return from_memory(image)
 
 
 def _listed(sources: Any) -> Iterable[Any]:
@@ -250,61 +241,3 @@ def _decode(content: bytes, name: str) -> Tensor:
         return read_image(content)
     except DataError as error:
         raise DataError(str(error).replace("image bytes", name, 1)) from None
-
-
-def _from_pil(image: Any) -> Tensor:
-    from PIL import Image, ImageOps
-
-    try:
-        pixels = rgb_pixels(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{_in_memory_name(image, 0)}: image cannot be decoded ({error})") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-
-def _from_array(array: npt.NDArray[Any]) -> Tensor:
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
-        hint = "; a tensor-like (3, H, W) array must be transposed" if array.ndim == 3 and array.shape[0] == 3 else ""
-        raise DataError(f"array of shape {array.shape} is no image: give (H, W, 3) RGB{hint}")
-    _check_kind(str(array.dtype), array.dtype.kind)
-    if array.dtype.kind == "f":
-        _check_range(float(array.min()), float(array.max()), "array")
-        array = array.clip(0, 1)
-    from PIL import Image
-
-    values = array if array.dtype == np.uint8 else to_eight_bits(array)
-    if values.shape[2] == 4:
-        values = rgb_pixels(Image.fromarray(values, mode=None))
-    elif values.shape[2] == 1:
-        values = np.repeat(values, 3, axis=2)
-    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
-
-
-def _from_tensor(tensor: Tensor) -> Tensor:
-    image = tensor.detach().cpu()
-    if image.ndim == 2:
-        image = image[None]
-    if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
-        raise DataError(f"tensor of shape {tuple(tensor.shape)} is no image: give (3, H, W) RGB, one image a tensor")
-    if image.is_floating_point():
-        image = image.float()
-        _check_range(float(image.min()), float(image.max()), "tensor")
-        image = (image * 255).round().to(torch.uint8)
-    elif image.dtype == torch.bool:
-        image = image.to(torch.uint8) * 255
-    elif image.dtype != torch.uint8:
-        raise DataError(f"tensor of {image.dtype} is no image: give uint8, or float in [0, 1]")
-    return image.expand(3, -1, -1).contiguous()
-
-
-def _check_kind(name: str, kind: str) -> None:
-    if kind not in "uifb":
-        raise DataError(f"array of {name} is no image: give uint8, uint16, or float in [0, 1]")
-
-
-def _check_range(low: float, high: float, what: str) -> None:
-    """Floats in [0, 255] would come out as white: refuse them. NaN fails every comparison, so it is refused too."""
-    if not (low >= -1e-3 and high <= 1 + 1e-3):
-        raise DataError(f"float {what} with values from {low:g} to {high:g} is no image: scale it to [0, 1]")

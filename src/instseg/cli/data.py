@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from instseg.cli.options import Data, Debug
+from instseg.cli.options import Crowd, CrowdChoice, Data, Debug
 
 app = typer.Typer(
     help="Look at a data set before training on it.",
@@ -29,6 +29,7 @@ def check(
             "--out", metavar="DIR", help="Also write statistics, plots and pictures here.", show_default=False
         ),
     ] = None,
+    crowd: Crowd = CrowdChoice.auto,
     debug: Debug = False,
 ) -> None:
     """Find everything in a data set that training would refuse or stumble over, and count what is in it.
@@ -47,7 +48,12 @@ def check(
     from instseg.data.check import check_dataset
     from instseg.infer.progress import progress_bar
 
-    report = check_dataset(data, out, track=lambda records, total: progress_bar(records, "reading images", total))
+    report = check_dataset(
+        data,
+        out,
+        track=lambda records, total: progress_bar(records, "reading images", total),
+        crowd=crowd.value,
+    )
     typer.echo(report.text())
     if out is not None:
         typer.echo(f"statistics, plots and pictures are in {out}")

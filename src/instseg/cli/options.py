@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,6 +61,20 @@ Data = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Fields of the model's configuration.", show_default=False),
+]
+
+
+class CrowdChoice(StrEnum):
+    """What ``iscrowd`` in an annotation file means."""
+
+    auto = "auto"
+    ignore = "ignore"
+    object = "object"
+
+
+Crowd = Annotated[
+    CrowdChoice,
+    typer.Option("--crowd", help="What iscrowd marks: crowds to ignore, objects, or whichever the file shows (auto)."),
 ]
 
 _FIELD = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*=")

@@ -1,6 +1,7 @@
 """Everything that training would refuse or stumble over in a data set, and what is in it."""
 
 import json
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +12,21 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from instseg.core.errors import DataError, InstsegError
-from instseg.data.dataset import InstanceDataset, data_path, open_dataset, read_record, splits
-from instseg.data.formats.coco import read_coco
-from instseg.data.formats.layout import locate
-from instseg.data.images import IMAGE_SUFFIXES
-from instseg.data.records import Problem, Record
+from instseg.data.cache import read_index
+from instseg.data.crowds import Crowd
+from instseg.data.dataset import (
+    InstanceDataset,
+    data_path,
+    open_dataset,
+    open_records,
+    read_record,
+    siblings_of,
+    splits,
+)
+from instseg.data.formats.layout import Located, locate
+from instseg.data.images import IMAGE_SUFFIXES, ImageRule
+from instseg.data.index import Index
+from instseg.data.records import Problem, Problems, Record, left_out_text
 
 KINDS = {
     "not_found": "the data set or its annotation file is not there",
@@ -33,13 +44,17 @@ KINDS = {
     "exif": "annotated on the pixels as stored, without the image's EXIF rotation",
     "unknown_image": "an annotation of an image that is not in the file",
     "unknown_category": "an annotation of a category that is not in the file",
+    "text_ids": "ids that are text instead of numbers",
+    "no_category": "an annotation without a category",
     "no_mask": "an annotation without a mask",
+    "double": "an annotation that stands twice: same image, class and mask",
     "polygon_points": "a polygon with fewer than three points, or of something else than numbers",
     "polygon_nan": "a polygon with a coordinate that is NaN or infinite",
     "polygon_outside": "a polygon that leaves the image",
     "rle_size": "an RLE of another size than its image",
     "rle_counts": "an RLE whose runs do not fill its image",
     "zero_area": "a mask without a pixel",
+    "crowd": "what iscrowd was taken for",
     "bbox": "a bbox that is not that of the mask",
     "categories": "splits with different categories",
     "split_overlap": "one image in several splits",
@@ -50,7 +65,8 @@ KINDS = {
 Track: TypeAlias = Callable[[Iterable[Record], int], Iterable[Record]]
 
 # More lines of one kind than this are counted, not printed; the file report.json holds all of them.
-_MAX_LINES = {"error": 1000, "warning": 20}
+_MAX_LINES = {"error": 1000, "left_out": 100, "warning": 20}
+_SPOKEN = {"error": "error", "left_out": "left out", "warning": "warning"}
 # COCO's borders between small, medium and large objects, pixels.
 _MEDIUM, _LARGE = 32**2, 96**2
 
@@ -67,6 +83,7 @@ class SplitStatistics:
         crowds: crowd regions.
         small, medium, large: objects of less than 32 x 32, less than 96 x 96, and more pixels.
         per_class: objects of each category.
+        crowds_per_class: crowd regions of each category that has some.
         per_image: objects of each image.
         sizes: square root of each object's area, pixels.
         image_sizes: (H, W) of each image.
@@ -81,6 +98,7 @@ class SplitStatistics:
     medium: int = 0
     large: int = 0
     per_class: dict[str, int] = field(default_factory=dict)
+    crowds_per_class: dict[str, int] = field(default_factory=dict)
     per_image: list[int] = field(default_factory=list)
     sizes: list[float] = field(default_factory=list)
     image_sizes: list[tuple[int, int]] = field(default_factory=list)
@@ -102,6 +120,9 @@ class SplitStatistics:
         shown = ", ".join(f"{name} {count}" for name, count in ranked[:30])
         more = f", and {len(ranked) - 30} more classes" if len(ranked) > 30 else ""
         lines.append(f"  {_count(len(ranked), 'class', 'classes')}: {shown}{more}")
+        if self.crowds:
+            crowds = sorted(self.crowds_per_class.items(), key=lambda item: -item[1])
+            lines.append(f"  crowd regions    {', '.join(f'{name} {count}' for name, count in crowds[:30])}")
         return "\n".join(lines)
 
 
@@ -129,20 +150,23 @@ class Report:
     def text(self) -> str:
         """Statistics, every problem in a line with its file and record, and a verdict."""
         lines = [statistics.text() for statistics in self.statistics]
-        for severity in ("warning", "error"):
+        for severity in ("warning", "left_out", "error"):
             groups: dict[str, list[Problem]] = defaultdict(list)
             for problem in self.problems:
                 if problem.severity == severity:
                     groups[problem.kind].append(problem)
             for kind, members in groups.items():
                 limit = _MAX_LINES[severity]
-                lines += [f"{severity} [{kind}] {problem.line}" for problem in members[:limit]]
+                lines += [f"{_SPOKEN[severity]} [{kind}] {problem.line}" for problem in members[:limit]]
                 if len(members) > limit:
                     lines.append(
-                        f"{severity} [{kind}] ... and {len(members) - limit} more; --out DIR writes all of them"
+                        f"{_SPOKEN[severity]} [{kind}] ... and {len(members) - limit} more; --out DIR writes all of them"
                     )
         counts = Counter(problem.severity for problem in self.problems)
         found = f"{_count(counts['error'], 'error')}, {_count(counts['warning'], 'warning')}"
+        if counts["left_out"]:
+            kinds = Counter(problem.kind for problem in self.problems if problem.severity == "left_out")
+            found += f", {_count(counts['left_out'], 'annotation')} left out ({left_out_text(kinds.most_common())})"
         lines.append(f"{self.data}: {found}; {self._verdict()}")
         return "\n".join(lines)
 
@@ -162,18 +186,20 @@ class Report:
         }
 
 
-def check_dataset(data: str | Path, out: Path | None = None, *, track: Track | None = None) -> Report:
+def check_dataset(
+    data: str | Path, out: Path | None = None, *, track: Track | None = None, crowd: Crowd = "auto"
+) -> Report:
     """Look at every file and record of every split of a data set.
 
     Args:
-        data: as for :func:`~instseg.data.dataset.open_dataset`.
+        data, crowd: as for :func:`~instseg.data.dataset.open_dataset`.
         out: a folder for ``report.json``, plots of the statistics and pictures with their masks.
         track: wraps the records while their images are read, with their number, for a progress bar.
     """
     report = Report(str(data))
     sets: dict[str, InstanceDataset] = {}
     for split in _splits_to_check(data, report):
-        dataset = _check_split(data, split, report, track)
+        dataset = _check_split(data, split, report, track, crowd)
         report.statistics.append(_statistics(dataset, split))
         if dataset is not None:
             sets[split] = dataset
@@ -201,33 +227,52 @@ def _splits_to_check(data: str | Path, report: Report) -> tuple[str, ...]:
     return names
 
 
-def _check_split(data: str | Path, split: str, report: Report, track: Track | None) -> InstanceDataset | None:
+def _check_split(
+    data: str | Path, split: str, report: Report, track: Track | None, crowd: Crowd
+) -> InstanceDataset | None:
     """The usable records of a split; None when there is nothing."""
     if str(data) == "shapes":
         return open_dataset(data, split)
     try:
         located = locate(data_path(data), split)
+        index = read_index(located.annotations)
     except DataError as error:
-        report.problems.append(Problem("not_found", "error", str(data), "", str(error).removeprefix(f"{data}: ")))
-        return None
-    try:
-        categories, records = read_coco(located, report.problems.append)
-    except DataError:  # reported already
+        kind = "not_coco" if "COCO" in str(error) or "JSON" in str(error) else "not_found"
+        report.problems.append(Problem(kind, "error", str(data), "", str(error).removeprefix(f"{data}: ")))
         return None
     file = str(located.annotations)
-    records = _readable(records, file, report, track)
+    found, problems, rule = _open(index, located, crowd, siblings_of(data_path(data), split), report)
+    report.problems += problems.kept
+    records = _readable(found, file, rule, report, track)
     _same_files(records, file, report)
-    if records and split == "train" and not any(not a.crowd for record in records for a in record.annotations):
+    if not records:
+        message = "holds no usable image; add images, or check where they lie."
+        report.problems.append(Problem("empty", "error", file, "", message))
+        return None
+    if split == "train" and not any(not a.crowd for record in records for a in record.annotations):
         report.problems.append(Problem("no_objects", "error", file, "", "no image has an object; annotate some."))
-    return InstanceDataset(records, categories, name=located.name, split=split) if records else None
+    return InstanceDataset(records, index.categories, name=located.name, split=split, image_rule=rule)
 
 
-def _readable(records: list[Record], file: str, report: Report, track: Track | None) -> list[Record]:
+def _open(
+    index: Index, located: Located, crowd: Crowd, siblings: Sequence[Index], report: Report
+) -> tuple[list[Record], Problems, ImageRule]:
+    """All records of an index; what was decided about crowds becomes a line of the report."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        records, problems, rule = open_records(index, located, crowd, siblings, all_now=True)
+    for warning in said:
+        text = str(warning.message).removeprefix(f"{index.file}: ")
+        report.problems.append(Problem("crowd", "warning", str(index.file), "", text))
+    return list(records), problems, rule
+
+
+def _readable(records: list[Record], file: str, rule: ImageRule, report: Report, track: Track | None) -> list[Record]:
     """The records whose image can be decoded to its end."""
 
     def broken(record: Record) -> Problem | None:
         try:
-            read_record(record)
+            read_record(record, rule)
         except InstsegError as error:
             name = f'image {record.image_id} ("{record.file_name}")'
             return Problem("broken_image", "error", file, name, str(error))
@@ -300,7 +345,11 @@ def _statistics(dataset: InstanceDataset | None, split: str) -> SplitStatistics:
         statistics.images += 1
         statistics.empty_images += not objects
         statistics.objects += len(objects)
-        statistics.crowds += len(record.annotations) - len(objects)
+        for annotation in record.annotations:
+            if annotation.crowd:
+                name = dataset.categories.names[annotation.label]
+                statistics.crowds += 1
+                statistics.crowds_per_class[name] = statistics.crowds_per_class.get(name, 0) + 1
         statistics.per_image.append(len(objects))
         statistics.image_sizes.append((record.height, record.width))
         for annotation in objects:

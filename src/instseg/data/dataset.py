@@ -1,25 +1,38 @@
 """Data sets as torch sees them: samples out of records."""
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from instseg.core import rle as rle_codes
-from instseg.core.errors import DataError
+from instseg.core.errors import DataError, did_you_mean
 from instseg.core.meta import Categories
 from instseg.data.batch import Batch, Sample, collate
-from instseg.data.formats.coco import read_coco
-from instseg.data.formats.layout import locate
+from instseg.data.cache import read_index
+from instseg.data.crowds import Crowd, decide_crowds
+from instseg.data.formats.layout import Located, locate
 from instseg.data.formats.layout import splits as _splits
-from instseg.data.images import read_image
-from instseg.data.records import Annotation, Problem, Record
+from instseg.data.images import ImageRule, read_image
+from instseg.data.index import Index, IndexedRecords
+from instseg.data.opening import HEADERS, open_pictures
+from instseg.data.records import (
+    Annotation,
+    ChosenRecords,
+    IntArray,
+    ListedRecords,
+    Problems,
+    Record,
+    Records,
+    Severity,
+    left_out_text,
+)
 from instseg.data.transforms import Scene, Shot, Transform, untouched
 
 __all__ = [
@@ -37,6 +50,8 @@ __all__ = [
 OnError: TypeAlias = Literal["raise", "skip"]
 _NUCLEI_MINI = Path(__file__).parent.parent / "assets" / "nuclei-mini"
 Reader: TypeAlias = Callable[[Record], Tensor]
+# Of a data set of at most this many bytes of masks all records are made when it is opened.
+_KEPT_BYTES = 16 << 20
 
 
 class InstanceDataset(Dataset[Sample]):
@@ -58,6 +73,8 @@ class InstanceDataset(Dataset[Sample]):
         split: str = "train",
         read: Reader | None = None,
         on_error: OnError = "raise",
+        image_rule: ImageRule | None = None,
+        problems: Problems | None = None,
     ) -> None:
         """
         Args:
@@ -70,6 +87,8 @@ class InstanceDataset(Dataset[Sample]):
             read: gives the image (3, H, W) uint8 of a record; by default its file is read.
             on_error: what happens when an image turns out broken while it is read: ``"raise"`` a DataError,
                 or ``"skip"`` it, that is take the next readable image in its place, with a warning.
+            image_rule: how its files become pixels; by default as :func:`~instseg.data.images.read_image` does alone.
+            problems: what was found when it was opened.
         """
         self.records = records
         self.categories = categories
@@ -78,7 +97,9 @@ class InstanceDataset(Dataset[Sample]):
         self.name = name
         self.split = split
         self.on_error: OnError = on_error
-        self._read = read or read_record
+        self.image_rule = image_rule or ImageRule()
+        self.problems = problems or Problems()
+        self._read = read
         # Shared with the workers, also with those that live on from epoch to epoch.
         self._epoch = torch.zeros(1, dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -92,20 +113,97 @@ class InstanceDataset(Dataset[Sample]):
 
     def with_transform(self, transform: Transform | None) -> "InstanceDataset":
         """The same records, seen through another transform."""
+        return self._with(self.records, self.categories, transform)
+
+    def subset(self, indices: Sequence[int] | IntArray) -> "InstanceDataset":
+        """Some of the images, in the order of ``indices`` (positions)."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return self._with(ChosenRecords(self._table, chosen), self.categories, self.transform)
+
+    def with_classes(self, names: Sequence[str]) -> "InstanceDataset":
+        """The same images with the objects of some classes only; labels follow the order of ``names``.
+
+        Raises:
+            DataError: a class that the data set does not have, or one that is named twice.
+        """
+        known = {name: label for label, name in reversed(list(enumerate(self.categories.names)))}
+        for name in names:
+            if name not in known:
+                have = ", ".join(self.categories.names[:20]) + (", ..." if len(self.categories) > 20 else "")
+                raise DataError(f'{self.name}: has no class "{name}".{did_you_mean(name, known)} It has: {have}.')
+        if len(set(names)) < len(names) or not names:
+            raise DataError(f"{self.name}: classes={list(names)} must name at least one class, and each once.")
+        labels = np.full(len(self.categories), -1, dtype=np.int64)
+        for label, name in enumerate(names):
+            labels[known[name]] = label
+        categories = Categories(tuple(names), tuple(self.categories.ids[known[name]] for name in names))
+        everything = np.arange(len(self), dtype=np.int64)
+        return self._with(ChosenRecords(self._table, everything, labels), categories, self.transform)
+
+    def _with(
+        self, records: Sequence[Record], categories: Categories, transform: Transform | None
+    ) -> "InstanceDataset":
         return InstanceDataset(
-            self.records,
-            self.categories,
+            records,
+            categories,
             transform,
             self.seed,
             name=self.name,
             split=self.split,
             read=self._read,
             on_error=self.on_error,
+            image_rule=self.image_rule,
+            problems=self.problems,
         )
+
+    # -- what is in it, without reading an image -----------------------------------------------------------
+
+    @property
+    def _table(self) -> Records:
+        return self.records if isinstance(self.records, Records) else ListedRecords(self.records)
+
+    @property
+    def sizes(self) -> IntArray:
+        """(N, 2) H, W of each image as annotated."""
+        return self._table.sizes
+
+    @property
+    def image_ids(self) -> npt.NDArray[Any]:
+        """(N,) as in the annotation file."""
+        return self._table.image_ids
+
+    def file_name(self, index: int) -> str:
+        """Of an image, as in the annotation file."""
+        return self._table.file_name(index)
+
+    def objects(self) -> tuple[IntArray, IntArray]:
+        """The image (position) and the label of each object that is not a crowd."""
+        return self._table.objects()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells whether a data set is the one it was: ``images``, ``categories``, ``annotations`` (a digest)."""
+        names = list(self.categories.names)
+        return {"images": len(self), "categories": names, "annotations": self._table.digest()}
+
+    def left_out_line(self) -> str | None:
+        """A line that counts the annotations left out so far, at opening and, in whatever process, while reading; None
+        where there are none."""
+        counts = [(kind, n) for (severity, kind), n in self.problems.counts.most_common() if severity == "left_out"]
+        counts.append(("other", self._table.left_out_while_reading))
+        total = sum(n for _, n in counts)
+        if not total:
+            return None
+        noun = "annotation" if total == 1 else "annotations"
+        return f"{self.name}, {self.split}: left out {total} {noun}: {left_out_text(counts)}"
+
+    # -- samples -------------------------------------------------------------------------------------------
 
     def image(self, index: int) -> Tensor:
         """The image as annotated, (3, H, W) uint8. Raises DataError when it cannot be read."""
-        return self._read(self.records[index])
+        return self._image(self.records[index])
+
+    def _image(self, record: Record) -> Tensor:
+        return self._read(record) if self._read is not None else read_record(record, self.image_rule)
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):  # which also ends `for sample in dataset`
@@ -122,7 +220,7 @@ class InstanceDataset(Dataset[Sample]):
         for step in range(len(self)):
             record = self.records[(index + step) % len(self)]
             try:
-                image = self._read(record)
+                image = self._image(record)
             except DataError as error:
                 if self.on_error == "raise":
                     raise
@@ -132,14 +230,20 @@ class InstanceDataset(Dataset[Sample]):
         raise DataError(f"{self.name}: no image of split {self.split} can be read; check the files.")
 
 
-def read_record(record: Record) -> Tensor:
+def read_record(record: Record, rule: ImageRule | None = None) -> Tensor:
     """The image of a record, (3, H, W) uint8. Raises DataError when it cannot be read or has another size."""
     assert record.path is not None
-    image = read_image(record.path, exif=record.exif)
-    if tuple(image.shape[1:]) != (record.height, record.width):
-        found = f"{image.shape[2]} x {image.shape[1]}, the record says {record.width} x {record.height}"
-        raise DataError(f"{record.path}: image is {found} (width x height); correct the record or the image.")
-    return image
+    scale = rule.full_scale if rule is not None else None
+    image = read_image(record.path, exif=record.exif, full_scale=scale)
+    size = (record.height, record.width)
+    if tuple(image.shape[1:]) == size:
+        return image
+    if tuple(image.shape[:0:-1]) == size:  # of a large set not every header is read when it is opened
+        turned = read_image(record.path, exif=not record.exif, full_scale=scale)
+        if tuple(turned.shape[1:]) == size:
+            return turned
+    found = f"{image.shape[2]} x {image.shape[1]}, the record says {record.width} x {record.height}"
+    raise DataError(f"{record.path}: image is {found} (width x height); correct the record or the image.")
 
 
 def open_dataset(
@@ -150,44 +254,115 @@ def open_dataset(
     keep_empty: bool = True,
     size: int | None = None,
     seed: int = 0,
+    crowd: Crowd = "auto",
+    classes: Sequence[str] | None = None,
 ) -> InstanceDataset:
     """Open one split of a data set.
 
+    What cannot be trained on and harms nothing is left out and counted, with one warning: annotations without a mask,
+    a pixel or a category, and those that stand twice. What would make the result wrong is an error: unknown ids,
+    missing images, masks and records of another size than the image.
+
     Args:
-        data: a folder in COCO, Roboflow or our layout, a COCO JSON, a data YAML
+        data: a folder that holds COCO JSON files, a COCO JSON, a data YAML
             (see :func:`~instseg.data.formats.layout.locate`), ``"shapes"`` or ``"nuclei-mini"``.
         split: ``train``, ``val`` or ``test``.
-        on_error: ``"raise"`` a DataError at the first defect, or ``"skip"`` what is defective with one
-            warning that counts it.
+        on_error: ``"raise"`` a DataError at the first error, or ``"skip"`` what is defective with one warning that
+            counts it.
         keep_empty: keep images without objects.
         size: how many pictures, for ``"shapes"``.
         seed: of the augmentation, and of the pictures of ``"shapes"``.
+        crowd: what ``iscrowd`` means, see :func:`~instseg.data.crowds.decide_crowds`.
+        classes: the classes to use and their order; None uses all.
 
     Raises:
-        DataError: nothing there, not COCO, nothing left, or a defect with ``on_error="raise"``.
+        DataError: nothing there, not COCO, nothing left, an unknown class, or a defect with ``on_error="raise"``.
     """
     if str(data) == "shapes":
         from instseg.data.shapes import ShapesConfig, shapes
 
-        return shapes(split, size, ShapesConfig(seed=seed), seed=seed)
+        drawn = shapes(split, size, ShapesConfig(seed=seed), seed=seed)
+        return drawn if classes is None else drawn.with_classes(classes)
     located = locate(data_path(data), split)
-    problems: list[Problem] = []
+    index = read_index(located.annotations)
+    if split == "train" and not len(index.labels) and not index.problems.number("error"):
+        raise DataError(f"{index.file}: no image has an object to train on{_why_empty(index)}.")
+    records, problems, rule = open_records(index, located, crowd, siblings_of(data_path(data), split))
+    _raise_or_warn(problems, on_error)
+    if not len(records):
+        raise DataError(f"{index.file}: holds no usable image; look at it with `instseg data check`.")
+    dataset = InstanceDataset(
+        records,
+        index.categories,
+        seed=seed,
+        name=located.name,
+        split=split,
+        on_error=on_error,
+        image_rule=rule,
+        problems=problems,
+    )
+    if classes is not None:
+        dataset = dataset.with_classes(classes)
+    with_objects = np.unique(dataset.objects()[0])
+    if not len(with_objects) and (split == "train" or not keep_empty):
+        raise DataError(f"{index.file}: no image has an object to train on; annotate some.")
+    line = dataset.left_out_line()
+    if line is not None:
+        warnings.warn(f"{line}; `instseg data check` lists them", stacklevel=2)
+    return dataset if keep_empty else dataset.subset(with_objects)
 
-    def report(problem: Problem) -> None:
-        if problem.severity == "error" and on_error == "raise":
-            whole = problem.kind in ("not_coco", "empty")
-            raise DataError(problem.line if whole else f"{problem.line} (on_error=skip goes on without it)")
-        problems.append(problem)
 
-    categories, records = read_coco(located, report)
-    _warn_skipped([p for p in problems if p.severity == "error"])
-    with_objects = [r for r in records if any(not a.crowd for a in r.annotations)]
-    if not records:
-        raise DataError(f"{located.annotations}: holds no usable image; look at it with `instseg data check`.")
-    if not with_objects and (split == "train" or not keep_empty):
-        raise DataError(f"{located.annotations}: no image has an object to train on; annotate some.")
-    records = records if keep_empty else with_objects
-    return InstanceDataset(records, categories, seed=seed, name=located.name, split=split, on_error=on_error)
+def open_records(
+    index: Index, located: Located, crowd: Crowd = "auto", siblings: Sequence[Index] = (), *, all_now: bool = False
+) -> tuple[IndexedRecords, Problems, ImageRule]:
+    """The records of an index with their images, and every defect found on the way.
+
+    Those of a small data set are all made now, so that its defects are known; ``all_now`` does so for any.
+    """
+    problems = Problems()
+    problems.extend(index.problems.kept)
+    problems.counts = index.problems.counts.copy()
+    opened = open_pictures(index, located, problems.add)
+    crowds, line = decide_crowds(index, crowd, siblings)
+    if line is not None:
+        warnings.warn(line, stacklevel=3)
+    records = IndexedRecords(index, opened.pictures, crowds)
+    if all_now or (len(records) <= HEADERS and int(index.lengths.sum()) <= _KEPT_BYTES):
+        records.keep(problems.add)
+    return records, problems, opened.rule
+
+
+def siblings_of(data: Path, split: str) -> list[Index]:
+    """The indexes of a data set's other splits, as far as they can be read."""
+    found = []
+    for other in _splits(data):
+        if other == split or data.suffix.lower() == ".json":
+            continue
+        try:
+            found.append(read_index(locate(data, other).annotations))
+        except DataError:
+            continue
+    return found
+
+
+def _raise_or_warn(problems: Problems, on_error: OnError) -> None:
+    """Raise the first error, or count all of them in a warning."""
+    errors = problems.of("error")
+    if not errors:
+        return
+    first = errors[0]
+    if on_error == "raise":
+        whole = not first.record
+        raise DataError(first.line if whole else f"{first.line} (on_error=skip leaves it out)")
+    severity: Severity = "error"
+    number, kinds = problems.number(severity), problems.kinds(severity)
+    warnings.warn(f"skipped {number} defective records ({kinds}); first: {first.line}", stacklevel=3)
+
+
+def _why_empty(index: Index) -> str:
+    if index.problems.number("left_out"):
+        return f" ({left_out_text([(k, n) for (_, k), n in index.problems.counts.items()])}); look with `data check`"
+    return " (its list of annotations is empty); if they were drawn with a brush, export them as COCO with RLE"
 
 
 def splits(data: str | Path) -> tuple[str, ...]:
@@ -202,19 +377,11 @@ def data_path(data: str | Path) -> Path:
     return _NUCLEI_MINI if str(data) == "nuclei-mini" else Path(data)
 
 
-def _warn_skipped(skipped: Sequence[Problem]) -> None:
-    if not skipped:
-        return
-    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(p.kind for p in skipped).most_common())
-    text = f"skipped {len(skipped)} defective records ({kinds}); first: {skipped[0].line}"
-    warnings.warn(text, stacklevel=3)
-
-
 def ground_truth(dataset: InstanceDataset) -> dict[str, Any]:
     """A data set as a COCO dict with the source file's image and category ids.
 
-    Crowds are kept. Annotations are numbered from 1, because pycocotools takes id 0 for "no match". ``bbox``
-    and ``area`` are the file's own, so that AP equals what pycocotools says for the user's file.
+    Crowds are kept. Annotations are numbered from 1, because pycocotools takes id 0 for "no match". ``area`` is the
+    mask's number of pixels, by which COCO splits sizes; ``bbox`` is the file's own where it fits the mask.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []

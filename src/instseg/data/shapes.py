@@ -15,7 +15,7 @@ from instseg.core import rle as rle_codes
 from instseg.core.errors import ConfigError
 from instseg.core.meta import Categories
 from instseg.data.dataset import InstanceDataset
-from instseg.data.records import Annotation, Record
+from instseg.data.records import Annotation, IntArray, Record, Records
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
@@ -89,7 +89,7 @@ class Picture:
     record: Record
 
 
-class ShapesRecords(Sequence[Record]):
+class ShapesRecords(Records):
     """The records of a split, each drawn when it is asked for: the same for the same seed, split and index."""
 
     def __init__(self, config: ShapesConfig, split: str, size: int) -> None:
@@ -99,6 +99,17 @@ class ShapesRecords(Sequence[Record]):
 
     def __len__(self) -> int:
         return self.size
+
+    @property
+    def sizes(self) -> IntArray:
+        return np.full((self.size, 2), self.config.image_size, dtype=np.int64)
+
+    @property
+    def image_ids(self) -> IntArray:
+        return np.arange(1, self.size + 1)
+
+    def digest(self) -> str:
+        return f"{self.config} {self.split} {self.size}"  # what is drawn follows from these
 
     @overload
     def __getitem__(self, index: int) -> Record: ...

@@ -1,269 +1,395 @@
 """COCO instance annotations: one JSON with ``images``, ``annotations`` and ``categories``."""
 
-import json
-import math
 import os
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
+import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from instseg.core import rle as rle_codes
 from instseg.core.errors import DataError
 from instseg.core.meta import Categories
-from instseg.core.rle import RLE
-from instseg.data.formats.layout import ROBOFLOW_FILE, Located
-from instseg.data.formats.segmentation import BadSegmentation, read_segmentation
-from instseg.data.images import image_size
-from instseg.data.records import Annotation, Problem, Record, Report
+from instseg.data.formats.segmentation import BadSegmentation, check_rle_size, rle_size, shape_of
+from instseg.data.formats.text import Buffer, NotReadable, Text, parse, read_text
+from instseg.data.index import Index, digest_of, stamp_of
+from instseg.data.records import Problem, Problems, Severity
 
-# A file's bbox that overlaps the mask's own box less than this belongs to something else.
-_BOX_AGREES = 0.5
+# Names by which tools call what is not an object, once spaces and underscores are gone.
+_BACKGROUND = frozenset({"background"})
+_NO_BOX = (float("nan"),) * 4
 
 
-def read_coco(located: Located, report: Report) -> tuple[Categories, list[Record]]:
-    """Categories (sorted by id, so that holes close up) and records of an annotation file.
+class _Row(msgspec.Struct, gc=False):
+    """An annotation without what nobody reads here; its mask stays text."""
 
-    Every defect goes to ``report``; what it concerns is left out when ``report`` returns. Image headers are
-    read, so that a missing or torn image is known before training.
+    segmentation: msgspec.Raw = msgspec.Raw(b"null")
+    image_id: Any = None
+    category_id: Any = None
+    id: Any = None
+    iscrowd: Any = 0
+    bbox: Any = None
+
+
+class _Code(msgspec.Struct, gc=False):
+    size: Any = None
+    counts: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_ROW = msgspec.json.Decoder(_Row)
+_POLYGONS = msgspec.json.Decoder(list[list[float]])
+_CODE = msgspec.json.Decoder(_Code)
+
+
+def build_index(file: Path) -> Index:
+    """Read an annotation file once, without making a mask.
+
+    Every defect that shows without rasterizing is in ``index.problems``; what it concerns is left out.
 
     Raises:
-        DataError: the file is not COCO at all.
+        DataError: the file cannot be read, or is not COCO at all.
     """
-    return _Reader(located, report).read()
+    return _Builder(file).build()
 
 
-class _Reader:
-    """One pass over one file; holds what every step needs to name a defect."""
-
-    def __init__(self, located: Located, report: Report) -> None:
-        self.located = located
-        self.file = str(located.annotations)
-        self._report = report
-
-    def error(self, kind: str, record: str, message: str) -> None:
-        self._report(Problem(kind, "error", self.file, record, message))
-
-    def warn(self, kind: str, record: str, message: str) -> None:
-        self._report(Problem(kind, "warning", self.file, record, message))
-
-    def fail(self, message: str) -> NoReturn:
-        problem = Problem("not_coco", "error", self.file, "", message)
-        self._report(problem)
-        raise DataError(problem.line)
-
-    def read(self) -> tuple[Categories, list[Record]]:
-        content = self._load()
-        categories = self._categories(content)
-        images = self._images(content["images"])
-        groups = self._group(content["annotations"], images, set(categories.ids))
-        labels = {source: label for label, source in enumerate(categories.ids)}
-        records = [
-            record
-            for entry in images.values()
-            if (record := self._record(entry, groups.get(entry["id"], []), labels)) is not None
-        ]
-        if not records:
-            self.error("empty", "", "holds no usable image; add images, or check where they lie.")
-        return categories, records
-
-    def _load(self) -> dict[str, Any]:
-        try:
-            content = json.loads(self.located.annotations.read_bytes())
-        except OSError as error:
-            self.fail(f"cannot be read ({error.strerror}); check the path.")
-        except (ValueError, RecursionError) as error:
-            self.fail(f"is not JSON ({' '.join(str(error).split())}); export it again.")
-        for key in ("images", "annotations", "categories"):
-            if not isinstance(content, dict) or not isinstance(content.get(key), list):
-                self.fail(f'is not COCO instance annotations (no list "{key}"); export it as COCO JSON.')
-        return dict(content)
-
-    def _categories(self, content: dict[str, Any]) -> Categories:
-        names: dict[int, str] = {}
-        for entry in content["categories"]:
-            if not isinstance(entry, dict) or not _is_int(entry.get("id")) or not isinstance(entry.get("name"), str):
-                self.fail('has a category without an integer "id" and a "name"; correct it.')
-            if entry["id"] in names:
-                message = f'category id {entry["id"]} occurs twice ("{names[entry["id"]]}" and "{entry["name"]}").'
-                self.error("duplicate_category", f"category {entry['id']}", message)
-                continue
-            names[entry["id"]] = entry["name"]
-        if self.located.annotations.name == ROBOFLOW_FILE:
-            _drop_roboflow_root(names, content)
-        if not names:
-            self.fail("has no category; add at least one.")
-        twice = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
-        if twice:
-            self.warn("duplicate_category", "", f"several categories are called {', '.join(twice)}.")
-        return Categories(tuple(names[key] for key in sorted(names)), tuple(sorted(names)))
-
-    def _images(self, entries: Sequence[Any]) -> dict[int, dict[str, Any]]:
-        images: dict[int, dict[str, Any]] = {}
-        for position, entry in enumerate(entries):
-            if (
-                not isinstance(entry, dict)
-                or not _is_int(entry.get("id"))
-                or not isinstance(entry.get("file_name"), str)
-            ):
-                message = 'has no integer "id" and "file_name"; correct or remove it.'
-                self.error("bad_record", f"image number {position + 1}", message)
-            elif entry["id"] in images:
-                message = f'id is already that of "{images[entry["id"]]["file_name"]}"; give every image its own.'
-                self.error("duplicate_image_id", _image_name(entry), message)
-            else:
-                images[entry["id"]] = entry
-        return images
-
-    def _group(
-        self, entries: Sequence[Any], images: dict[int, dict[str, Any]], known: set[int]
-    ) -> dict[int, list[dict[str, Any]]]:
-        groups: dict[int, list[dict[str, Any]]] = {}
-        seen: set[int] = set()
-        for position, entry in enumerate(entries):
-            if not isinstance(entry, dict) or not _is_int(entry.get("image_id")):
-                message = 'has no integer "image_id"; correct or remove it.'
-                self.error("bad_record", f"annotation number {position + 1}", message)
-                continue
-            record = _annotation_name(entry, position)
-            if entry["image_id"] not in images:
-                message = f"belongs to image {entry['image_id']}, which is not in the file; correct or remove it."
-                self.error("unknown_image", record, message)
-                continue
-            category = entry.get("category_id")
-            if not _is_int(category) or category not in known:
-                message = f"has category {category}, which is not in the file; correct or remove it."
-                self.error("unknown_category", record, message)
-                continue
-            if _is_int(entry.get("id")):
-                if entry["id"] in seen:
-                    self.warn("duplicate_annotation_id", record, "id occurs twice; both are used and renumbered.")
-                seen.add(entry["id"])
-            groups.setdefault(entry["image_id"], []).append({"position": position, **entry})
-        return groups
-
-    def _record(self, entry: dict[str, Any], group: list[dict[str, Any]], labels: dict[int, int]) -> Record | None:
-        name = _image_name(entry)
-        path = _find(self.located.folders, entry["file_name"])
-        if path is None:
-            looked = ", ".join(str(folder) for folder in self.located.folders) or "no images' folder"
-            self.error("missing_image", name, f"no such file in {looked}; add the image or remove the record.")
-            return None
-        try:
-            shown, stored = image_size(path)
-        except DataError as error:
-            self.error("broken_image", name, str(error))
-            return None
-        height, width = (entry.get("height"), entry.get("width"))
-        if height is None and width is None:
-            height, width = shown
-        exif = True
-        if (height, width) != shown:
-            if (height, width) != stored:
-                found = f"{shown[1]} x {shown[0]}, the record says {width} x {height} (width x height)"
-                self.error("image_size", name, f"image is {found}; correct the record or the image.")
-                return None
-            exif = False
-            self.warn("exif", name, "annotated without its EXIF rotation; the image is used as stored.")
-        assert isinstance(height, int) and isinstance(width, int)
-        annotations = self._annotations(group, height, width, labels)
-        return Record(entry["id"], path, height, width, annotations, entry["file_name"], exif)
-
-    def _annotations(
-        self, group: list[dict[str, Any]], height: int, width: int, labels: dict[int, int]
-    ) -> tuple[Annotation, ...]:
-        kept: list[tuple[dict[str, Any], RLE]] = []
-        for entry in group:
-            name = _annotation_name(entry, entry["position"])
-            try:
-                code, cut = read_segmentation(entry.get("segmentation"), height, width)
-            except BadSegmentation as bad:
-                self.error(bad.kind, name, bad.message)
-                continue
-            if cut:
-                self.warn("polygon_outside", name, "polygon reaches over the image's border; it is cut there.")
-            kept.append((entry, code))
-        if not kept:
-            return ()
-        codes = [code for _, code in kept]
-        annotations = []
-        for (entry, code), pixels, tight in zip(kept, rle_codes.area(codes), rle_codes.boxes(codes), strict=True):
-            name = _annotation_name(entry, entry["position"])
-            if pixels == 0:
-                self.error("zero_area", name, "mask has no pixel; redraw or remove it.")
-                continue
-            box = self._box(entry, name, (float(tight[0]), float(tight[1]), float(tight[2]), float(tight[3])))
-            area = entry.get("area")
-            given = float(area) if isinstance(area, int | float) and math.isfinite(area) and area > 0 else float(pixels)
-            number = entry["id"] if _is_int(entry.get("id")) else entry["position"] + 1
-            label = labels[entry["category_id"]]
-            annotations.append(Annotation(number, label, code, box, given, bool(entry.get("iscrowd", 0))))
-        return tuple(annotations)
-
-    def _box(
-        self, entry: dict[str, Any], name: str, tight: tuple[float, float, float, float]
-    ) -> tuple[float, float, float, float]:
-        given = entry.get("bbox")
-        if given is None:
-            return tight
-        try:
-            x, y, w, h = (float(value) for value in given)
-        except (TypeError, ValueError):
-            x = y = w = h = math.nan
-        if not (math.isfinite(x + y + w + h) and w > 0 and h > 0):
-            self.warn(
-                "bbox",
-                name,
-                "bbox is not [x, y, width, height] with a positive size; the mask's box is used.",
-            )
-            return tight
-        box = (x, y, x + w, y + h)
-        if _box_iou(box, tight) < _BOX_AGREES and not entry.get("iscrowd", 0):
-            self.warn("bbox", name, "bbox does not fit the mask (is it xyxy instead of x, y, width, height?).")
-        return box
-
-
-def _drop_roboflow_root(names: dict[int, str], content: dict[str, Any]) -> None:
-    """Roboflow writes a category 0 that is only the parent of the others: no class, unless an object has it."""
-    parents = {entry["id"]: entry.get("supercategory") for entry in content["categories"]}
-    others = [key for key in names if key != 0]
-    if 0 not in names or parents.get(0) != "none" or not others:
-        return
-    used = any(isinstance(entry, dict) and entry.get("category_id") == 0 for entry in content["annotations"])
-    if not used and all(parents[key] == names[0] for key in others):
-        del names[0]
-
-
-def _find(folders: Sequence[Path], file_name: str) -> Path | None:
-    """The image in the first folder that holds it, by its path or else by its bare name."""
-    given = Path(file_name)
-    if given.is_absolute() and given.is_file():
-        return given
-    names = [file_name] if given.name == file_name else [file_name, given.name]
-    for name in names:
-        for folder in folders:
-            path = os.path.join(folder, name)
-            if os.path.isfile(path):
-                return Path(path)
+def key_of(value: Any) -> int | str | None:
+    """An id as files have it: a whole number, also as a float or a text; any other text; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if isinstance(value, str) and value.strip():
+        text = value.strip()
+        return int(text) if text.removeprefix("-").isdecimal() and text.isascii() else text
     return None
 
 
-def _box_iou(a: Sequence[float], b: Sequence[float]) -> float:
-    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
-    shared = float(np.prod(np.clip(high - low, 0, None)))
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
-    return shared / union if union > 0 else 0.0
+class _Builder:
+    """One pass over one file; holds what every step needs to name a defect."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.problems = Problems()
+        self.images: dict[int | str, int] = {}  # row of each id
+        self.names: list[str] = []
+        self.sizes: list[tuple[int, int]] = []
+        self.labels: dict[int | str, int] = {}
+
+    def note(self, kind: str, severity: Severity, record: str, message: str) -> None:
+        self.problems.add(Problem(kind, severity, str(self.file), record, message))
+
+    def fail(self, message: str) -> NoReturn:
+        raise DataError(Problem("not_coco", "error", str(self.file), "", message).line)
+
+    def build(self) -> Index:
+        try:
+            stamp = stamp_of(os.stat(self.file))
+            text = read_text(self.file)
+        except OSError as error:
+            self.fail(f"cannot be read ({error.strerror}); check the path.")
+        except NotReadable as error:
+            self.fail(f"{error}.")
+        categories = self._categories(text)
+        self._images(text.images)
+        table = _Table(self, text)
+        for position, row in enumerate(text.annotations):
+            table.add(row, position)
+        columns = table.columns()
+        image_ids = self._image_ids()
+        return Index(
+            file=self.file,
+            stamp=stamp,
+            content=None if text.in_file else bytes(text.content),
+            categories=categories,
+            image_ids=image_ids,
+            file_names=self.names,
+            sizes=np.array(self.sizes, dtype=np.int32).reshape(-1, 2),
+            problems=self.problems,
+            digest=digest_of(repr(categories).encode(), "\0".join(self.names).encode(), *columns.pop("hashed")),
+            **columns,
+        )
+
+    # -- categories ----------------------------------------------------------------------------------------
+
+    def _categories(self, text: Text) -> Categories:
+        names: dict[int | str, str] = {}
+        parents: dict[int | str, Any] = {}
+        for entry in text.categories:
+            key = key_of(entry.get("id")) if isinstance(entry, dict) else None
+            if key is None or not isinstance(entry.get("name"), str | int | float):
+                self.fail('has a category without an "id" and a "name"; correct it.')
+            name = str(entry["name"])
+            if key in names:
+                message = f'category id {key} occurs twice ("{names[key]}" and "{name}").'
+                self.note("duplicate_category", "error", f"category {key}", message)
+                continue
+            names[key], parents[key] = name, entry.get("supercategory")
+        for key in _not_classes(names, parents, text):
+            del names[key]
+        if not names:
+            self.fail("has no category; add at least one.")
+        twice = sorted(name for name, count in Counter(names.values()).items() if count > 1)
+        if twice:
+            self.note("duplicate_category", "warning", "", f"several categories are called {', '.join(twice)}.")
+        if any(isinstance(key, str) for key in names):
+            message = "category ids are text; the categories are numbered from 1, in the order of the file."
+            self.note("text_ids", "warning", "", message)
+            self.labels = {key: label for label, key in enumerate(names)}
+            return Categories(tuple(names.values()), tuple(range(1, len(names) + 1)))
+        ordered = sorted(key for key in names if isinstance(key, int))
+        self.labels = {key: label for label, key in enumerate(ordered)}
+        return Categories(tuple(names[key] for key in ordered), tuple(ordered))
+
+    # -- images --------------------------------------------------------------------------------------------
+
+    def _images(self, entries: Sequence[Buffer]) -> None:
+        for position, raw in enumerate(entries):
+            try:
+                entry = parse(raw)
+            except (ValueError, RecursionError):
+                entry = None
+            key = key_of(entry.get("id")) if isinstance(entry, dict) else None
+            name = _file_name(entry) if isinstance(entry, dict) else None
+            if key is None or name is None:
+                message = 'has no "id" and "file_name"; correct or remove it.'
+                self.note("bad_record", "error", f"image number {position + 1}", message)
+                continue
+            record = f'image {key} ("{name}")'
+            if key in self.images:
+                message = f'id is already that of "{self.names[self.images[key]]}"; give every image its own.'
+                self.note("duplicate_image_id", "error", record, message)
+                continue
+            size = [_side(entry.get(side)) for side in ("height", "width")]
+            if None in size:
+                shown = f"{entry.get('width')!r} x {entry.get('height')!r}"
+                message = f"width x height {shown} are not whole numbers; they are taken from the image."
+                self.note("image_size", "warning", record, message)
+            height, width = (side or 0 for side in size)
+            self.images[key] = len(self.names)
+            self.names.append(name)
+            self.sizes.append((height, width) if height and width else (0, 0))
+
+    def _image_ids(self) -> npt.NDArray[Any]:
+        keys = list(self.images)
+        if any(isinstance(key, str) for key in keys):
+            message = "image ids are text; the images are numbered from 1, in the order of the file."
+            self.note("text_ids", "warning", "", message)
+            return np.arange(1, len(keys) + 1, dtype=np.int64)
+        try:
+            return np.array(keys, dtype=np.int64)
+        except OverflowError:  # a digest, say
+            return np.array(keys, dtype=object)
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+class _Table:
+    """The annotations as columns. Plain lists of numbers while they grow: 860,000 rows take a few dozen MB."""
+
+    def __init__(self, builder: _Builder, text: Text) -> None:
+        self.builder = builder
+        self.text = text
+        self.seen: set[int] = set()
+        size = len(text.annotations)
+        self.rows = np.zeros(size, dtype=np.int64)
+        self.labels = np.zeros(size, dtype=np.int32)
+        self.crowd = np.zeros(size, dtype=bool)
+        self.numbers = np.zeros(size, dtype=np.int64)
+        self.parts = np.zeros(size, dtype=np.uint8)
+        self.offsets = np.zeros(size, dtype=np.int64)
+        self.lengths = np.zeros(size, dtype=np.int32)
+        self.boxes = np.full((size, 4), np.nan, dtype=np.float32)
+        self.hashes = np.zeros(size, dtype=np.int64)  # of the text, to find what stands twice
+        self.size = 0
+
+    def add(self, raw: Buffer, position: int) -> None:
+        """Take in one annotation, or note why not."""
+        row = _row(raw)
+        key = key_of(row.image_id) if row is not None else None
+        if row is None or key is None:
+            message = 'has no "image_id"; correct or remove it.'
+            self.builder.note("bad_record", "error", f"annotation number {position + 1}", message)
+            return
+        image = self.builder.images.get(key)
+        label = self.builder.labels.get(_key_or_text(row.category_id))
+        number = key_of(row.id)
+        if image is None or label is None:
+            self._refuse(row, position, image)
+            return
+        crowd = _truth(row.iscrowd)
+        try:
+            parts = _look(row.segmentation, self.builder.sizes[image])
+        except BadSegmentation as bad:
+            self.builder.note(bad.kind, bad.severity, _name(row, position), bad.message)
+            return
+        if isinstance(number, int) and abs(number) < 1 << 62:
+            if number in self.seen:
+                message = "id occurs twice; both are used and renumbered."
+                self.builder.note("duplicate_annotation_id", "warning", _name(row, position), message)
+            self.seen.add(number)
+        i = self.size
+        self.rows[i], self.labels[i], self.crowd[i], self.parts[i] = image, label, crowd, parts
+        self.numbers[i] = number if isinstance(number, int) and abs(number) < 1 << 62 else position + 1
+        self.offsets[i], self.lengths[i] = self.text.offset(row.segmentation), len(memoryview(row.segmentation))
+        self.hashes[i] = hash(bytes(row.segmentation))
+        box = row.bbox
+        if isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box):
+            self.boxes[i] = box
+        self.size += 1
+
+    def _refuse(self, row: _Row, position: int, image: int | None) -> None:
+        name, note = _name(row, position), self.builder.note
+        if image is None:
+            message = f"belongs to image {row.image_id}, which is not in the file; correct or remove it."
+            note("unknown_image", "error", name, message)
+        elif _key_or_text(row.category_id) in ("", "NaN"):
+            note("no_category", "left_out", name, "has no category.")
+        else:
+            message = f"has category {row.category_id}, which is not in the file; correct or remove it."
+            note("unknown_category", "error", name, message)
+
+    def columns(self) -> dict[str, Any]:
+        """The fields of an index that have a row per annotation, grouped by image, and what its digest is of."""
+        chosen = np.flatnonzero(self._first_of_each())
+        order = chosen[np.argsort(self.rows[chosen], kind="stable")]
+        counts = np.bincount(self.rows[order], minlength=len(self.builder.names))
+        columns: dict[str, Any] = {
+            name: getattr(self, name)[order]
+            for name in ("labels", "crowd", "numbers", "parts", "offsets", "lengths", "boxes")
+        }
+        columns["starts"] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        texts = digest_of(*(self._text(i) for i in order.tolist()))
+        columns["hashed"] = (columns["starts"], columns["labels"], columns["crowd"], texts.encode())
+        return columns
+
+    def _first_of_each(self) -> npt.NDArray[np.bool_]:
+        """(rows so far,) False for what stands twice: same image, class and text of the mask."""
+        n = self.size
+        order = np.lexsort((np.arange(n), self.hashes[:n], self.labels[:n], self.rows[:n]))
+        keep = np.ones(n, dtype=bool)
+        same = np.ones(max(0, n - 1), dtype=bool)
+        for column in (self.rows, self.labels, self.crowd, self.hashes):
+            values = column[:n][order]
+            same &= values[1:] == values[:-1]
+        images = list(self.builder.images) if same.any() else []
+        for i in np.flatnonzero(same).tolist():
+            first, again = int(order[i]), int(order[i + 1])
+            if self._text(first) == self._text(again):
+                keep[again] = False
+                name = f"annotation {self.numbers[again]} of image {images[int(self.rows[again])]}"
+                message = f"stands twice: the same mask and class as annotation {self.numbers[first]}."
+                self.builder.note("double", "left_out", name, message)
+        return keep
+
+    def _text(self, i: int) -> bytes:
+        start = int(self.offsets[i])
+        return bytes(self.text.content[start : start + int(self.lengths[i])])
 
 
-def _image_name(entry: dict[str, Any]) -> str:
-    return f'image {entry["id"]} ("{entry["file_name"]}")'
+def _row(raw: Buffer) -> _Row | None:
+    try:
+        return _ROW.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
-def _annotation_name(entry: dict[str, Any], position: int) -> str:
-    where = f" of image {entry['image_id']}"
-    return f"annotation {entry['id']}{where}" if "id" in entry else f"annotation number {position + 1}{where}"
+def _look(raw: Buffer, size: tuple[int, int]) -> int:
+    """How many usable polygons a segmentation has, 0 for an RLE. Raises BadSegmentation for what has no pixel and for
+    what does not belong to an image of ``size`` (0, 0 where that is not known); looks at extents only."""
+    try:
+        parts = _POLYGONS.decode(raw)
+    except msgspec.MsgspecError:
+        return _look_closer(raw, size)
+    usable = [part for part in parts if len(part) >= 6 and len(part) % 2 == 0]
+    if not usable:
+        return _look_closer(raw, size)
+    solid = False
+    left = top = float("inf")
+    right = bottom = -left
+    for part in usable:
+        xs, ys = part[0::2], part[1::2]
+        x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
+        solid |= x1 > x0 and y1 > y0
+        left, top, right, bottom = min(left, x0), min(top, y0), max(right, x1), max(bottom, y1)
+    if not solid:
+        raise BadSegmentation("zero_area", "mask has no pixel (a polygon of no width or height).")
+    height, width = size
+    if height and (left >= width or top >= height or right <= 0 or bottom <= 0):
+        extent = f"x {left:g} to {right:g}, y {top:g} to {bottom:g} in an image of {width} x {height}"
+        raise BadSegmentation("polygon_outside", f"polygon lies outside the image ({extent}); correct or remove it.")
+    return min(255, len(usable))
+
+
+def _look_closer(raw: Buffer, size: tuple[int, int]) -> int:
+    """As :func:`_look`, for RLE and everything that is not plainly a list of polygons."""
+    try:
+        code = _CODE.decode(raw)
+        of = rle_size(code.size)
+    except msgspec.MsgspecError:
+        of = None
+    if of is not None:
+        if size[0]:
+            check_rle_size(of, *size)
+        return 0
+    try:
+        found = shape_of(parse(raw))
+    except (ValueError, RecursionError):
+        raise BadSegmentation("no_mask", "has a mask that is not JSON; export it again.") from None
+    return 0 if isinstance(found, dict) or isinstance(found[0], dict) else min(255, len(found))
+
+
+def _not_classes(names: dict[int | str, str], parents: dict[int | str, Any], text: Text) -> list[int | str]:
+    """Categories without an object that stand for the ground, or for all the others (Roboflow's category 0)."""
+    ground = [key for key, name in names.items() if name.strip("_ ").casefold() in _BACKGROUND]
+    roots = [
+        key
+        for key, name in names.items()
+        if len(names) > 1
+        and parents[key] in (None, "", "none", "None")
+        and all(parents[other] == name for other in names if other != key)
+    ]
+    candidates = set(ground) | set(roots)
+    if not candidates or len(candidates) == len(names):
+        return []
+    for raw in text.annotations:
+        row = _row(raw)
+        if row is not None:
+            candidates.discard(_key_or_text(row.category_id))
+        if not candidates:
+            break
+    return sorted(candidates, key=str)
+
+
+def _file_name(entry: dict[str, Any]) -> str | None:
+    for field in ("file_name", "filename", "path", "name"):
+        if isinstance(entry.get(field), str) and entry[field].strip():
+            return str(entry[field])
+    for field in ("coco_url", "url"):  # LVIS
+        if isinstance(entry.get(field), str) and "/" in entry[field]:
+            return "/".join(PurePosixPath(urlsplit(entry[field]).path).parts[-2:]).lstrip("/")
+    return None
+
+
+def _side(value: Any) -> int | None:
+    """A side in pixels; 0 where the record does not say; None for something else than a whole number."""
+    if value in (None, "", "NaN"):
+        return 0
+    found = key_of(value)
+    return max(0, found) if isinstance(found, int) and found < 1 << 31 else None
+
+
+def _truth(value: Any) -> bool:
+    return value.strip().casefold() not in ("", "0", "0.0", "false", "no") if isinstance(value, str) else bool(value)
+
+
+def _key_or_text(value: Any) -> int | str:
+    key = key_of(value)
+    return "" if key is None else key
+
+
+def _name(row: _Row, position: int) -> str:
+    where = f" of image {row.image_id}"
+    return f"annotation number {position + 1}{where}" if row.id is None else f"annotation {row.id}{where}"

@@ -1,0 +1,216 @@
+"""Where the pictures of an annotation file lie: by the path that a record gives, however its tool wrote it."""
+
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from instseg.data.images import IMAGE_SUFFIXES
+
+# A data set's folder is searched this deep, and no further than this many entries.
+_DEPTH = 6
+_ENTRIES = 2_000_000
+_URLS = ("http://", "https://", "s3://", "gs://", "file://")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The file of a record, or why there is none.
+
+    Attributes:
+        path: where it lies; None when it was not found.
+        reason: what to say then.
+    """
+
+    path: Path | None
+    reason: str = ""
+
+
+class ImageFinder:
+    """Finds the pictures of one annotation file below a folder, and nowhere above it.
+
+    A record's path is tried as it is written, from each of the likely folders. Backslashes are folders, percent signs
+    and the host of an address are taken off, a path that leads out of the data set is shortened from the left. The
+    case of letters and the unicode form do not matter where exactly one file fits. A picture that is missing in a
+    folder which is there is not taken from another one.
+    """
+
+    def __init__(self, root: Path, here: Path, folders: Sequence[Path]) -> None:
+        """
+        Args:
+            root: nothing is taken from above it, unless a record's own path says so.
+            here: the annotation file's folder.
+            folders: where pictures may lie, the likeliest first.
+        """
+        self.root, self.here = root, here
+        self.folders = list(dict.fromkeys(folders))
+        self._listed: dict[Path, frozenset[str]] = {}
+        self._serving: Path | None = None
+
+    def find_all(self, names: Sequence[str]) -> list[Found]:
+        """A file for each of ``names``."""
+        parts = [_parts(name) for name in names]
+        self._order_folders(parts)
+        found: list[Found] = []
+        for name, steps in zip(names, parts, strict=True):
+            path = self._as_written(name) or self._below(steps)
+            if path is None and unquote(name) != name:
+                path = self._below(_parts(unquote(name)))
+            found.append(Found(path) if path is not None else self._search(name, steps))
+        return found
+
+    def _order_folders(self, names: Sequence[tuple[str, ...]]) -> None:
+        """The folder that holds the most of the pictures comes first."""
+        sample = names if len(names) <= 2000 else names[:: len(names) // 2000]
+        held = {folder: sum(self._holds(folder, steps) for steps in sample) for folder in self.folders}
+        self.folders.sort(key=lambda folder: -held[folder])  # stable
+        # A plain name that is missing where the others are is not taken from elsewhere: splits often number alike.
+        self._serving = next((folder for folder in self.folders if held[folder]), None)
+
+    def _as_written(self, name: str) -> Path | None:
+        """An absolute path, or one that leads out of the annotation file's folder, where that very file exists."""
+        if name.startswith("file://"):
+            name = unquote(urlsplit(name).path)
+        path = Path(name)
+        leads_out = ".." in path.parts
+        if not (path.is_absolute() or leads_out):
+            return None
+        for start in [self.here, *self.folders] if leads_out else [self.here]:
+            if (start / path).is_file():
+                return Path(os.path.normpath(start / path))
+        return None
+
+    def _below(self, steps: tuple[str, ...]) -> Path | None:
+        """The path as it is written, from a likely folder."""
+        if not steps or ".." in steps:
+            return None
+        for folder in self.folders:
+            if self._holds(folder, steps):
+                return folder.joinpath(*steps)
+        if len(steps) > 1:
+            # Some tools write paths from the folder above, whose name the path then repeats.
+            for start in dict.fromkeys((self.root, self.here.parent, self.root.parent)):
+                if start != self.root.parent or steps[0] == self.root.name:
+                    path = start.joinpath(*steps)
+                    if self._holds(start, steps):
+                        return path
+        return None
+
+    def _holds(self, folder: Path, steps: tuple[str, ...]) -> bool:
+        parent = folder.joinpath(*steps[:-1]) if len(steps) > 1 else folder
+        return steps[-1] in self._list(parent)
+
+    def _list(self, folder: Path) -> frozenset[str]:
+        names = self._listed.get(folder)
+        if names is None:
+            try:
+                with os.scandir(folder) as entries:
+                    names = frozenset(entry.name for entry in entries if not entry.is_dir())
+            except OSError:
+                names = frozenset()
+            self._listed[folder] = names
+        return names
+
+    def _search(self, name: str, steps: tuple[str, ...]) -> Found:
+        """The one file in the whole data set that fits the end of the path."""
+        steps = tuple(step for step in steps if step not in ("..", "."))
+        for tail in (steps, _parts(unquote("/".join(steps)))):
+            for start in range(len(tail)):
+                fitting = self._tree.fitting(tail[start:])
+                if start + 1 == len(tail):
+                    fitting = [path for path in fitting if self._may_serve(path)]
+                if len(fitting) == 1:
+                    return Found(fitting[0])
+                if fitting:
+                    shown = ", ".join(str(path) for path in fitting[:3])
+                    return Found(None, f"{len(fitting)} files fit ({shown}{', ...' if len(fitting) > 3 else ''})")
+                # The folder is here and the file is not in it: one of the same name elsewhere is another picture.
+                if start + 1 < len(tail) and self._tree.has_folder(tail[start:-1]):
+                    break
+        return Found(None, self._where(name, steps))
+
+    def _may_serve(self, path: Path) -> bool:
+        """Whether a plain name may be taken from here."""
+        if self._serving is None or path.parent == self._serving:
+            return True
+        return self._serving not in (self.root, self.here) and self._serving in path.parents
+
+    def _where(self, name: str, steps: tuple[str, ...]) -> str:
+        looked = ", ".join(str(folder) for folder in self.folders[:4]) or str(self.root)
+        plain = name.replace("\\", "/")
+        if plain[1:2] == ":" or ".." in _parts(name) or Path(plain).is_absolute():
+            leads = plain.rpartition("/")[0] if plain[1:2] == ":" else os.path.normpath(self.here / Path(plain).parent)
+            gone = "" if os.path.exists(leads) else ", which is not there"
+            return f"no such file in {looked} and below {self.root}; its path leads to {leads}{gone}"
+        return f"no such file in {looked}"
+
+    @cached_property
+    def _tree(self) -> "_Tree":
+        return _Tree(self.root)
+
+
+class _Tree:
+    """Every picture below a folder, by its plain name."""
+
+    def __init__(self, root: Path) -> None:
+        self.by_name: dict[str, list[Path]] = defaultdict(list)
+        self.folders: set[tuple[str, ...]] = set()
+        for folder, names in _walk(root):
+            steps = tuple(_plain(step) for step in folder.relative_to(root).parts)
+            self.folders |= {steps[i:] for i in range(len(steps))}
+            for name in names:
+                if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                    self.by_name[_plain(name)].append(folder / name)
+
+    def fitting(self, tail: tuple[str, ...]) -> list[Path]:
+        """The pictures whose path ends so. Of several that differ in case or unicode form alone, the one that is
+        written the same."""
+        found = self.by_name.get(_plain(tail[-1]), [])
+        wanted = tuple(_plain(step) for step in tail)
+        found = [path for path in found if tuple(_plain(step) for step in path.parts[-len(tail) :]) == wanted]
+        exact = [path for path in found if path.parts[-len(tail) :] == tail]
+        return exact if len(exact) == 1 else found
+
+    def has_folder(self, steps: tuple[str, ...]) -> bool:
+        return tuple(_plain(step) for step in steps) in self.folders
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Folders below ``root`` and the files in them; hidden ones left out."""
+    seen = 0
+    base = len(root.parts)
+    for folder, folders, names in os.walk(root, followlinks=True):
+        path = Path(folder)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if len(path.parts) - base >= _DEPTH:
+            folders.clear()
+        seen += len(names)
+        if seen > _ENTRIES:
+            return
+        yield path, names
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """The steps of a path as any system or address writes it."""
+    if name.lower().startswith(_URLS):
+        name = urlsplit(name).path
+    steps = name.replace("\\", "/").split("/")
+    if steps and steps[0].endswith(":"):  # a drive
+        steps = steps[1:]
+    return tuple(step for step in steps if step not in ("", "."))
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def pictures_in(root: Path) -> Iterable[Path]:
+    """Every picture below a folder."""
+    for folder, names in _walk(root):
+        for name in sorted(names):
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                yield folder / name

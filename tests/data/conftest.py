@@ -29,14 +29,17 @@ class Folder:
         return self.path
 
     def annotate(self, **fields: Any) -> dict[str, Any]:
-        """Add an annotation of the first image; fields override a valid one."""
+        """Add an annotation of the first image; fields override a valid one. Those of an image lie side by side."""
+        image = fields.get("image_id", 1)
+        number = sum(a["image_id"] == image for a in self.content["annotations"])
+        x, y = 2 + 11 * (number // 3), 2 + 9 * (number % 3)
         entry = {
             "id": len(self.content["annotations"]) + 1,
             "image_id": 1,
             "category_id": 1,
             "iscrowd": 0,
-            "segmentation": [[2, 2, 12, 2, 12, 10, 2, 10]],
-            "bbox": [2, 2, 10, 8],
+            "segmentation": [[x, y, x + 10, y, x + 10, y + 8, x, y + 8]],
+            "bbox": [x, y, 10, 8],
             "area": 80,
         }
         entry.update(fields)

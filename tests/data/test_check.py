@@ -45,25 +45,39 @@ ERRORS: list[tuple[str, str, Change]] = [
     ("broken_image", 'image 2 ("2.png")', garbled),
     ("image_size", 'image 2 ("2.png")', other_size),
     ("duplicate_image_id", 'image 1 ("3.png")', lambda f: image_entry(f, id=1)),
-    ("bad_record", "image number 3", lambda f: image_entry(f, id="3")),
+    ("bad_record", "image number 3", lambda f: image_entry(f, id=None)),
+    ("bad_record", "image number 3", lambda f: image_entry(f, file_name=None)),
     ("bad_record", "annotation number 3", lambda f: f.annotate(image_id=None)),
     ("unknown_image", "annotation 3 of image 77", lambda f: f.annotate(image_id=77)),
     ("unknown_category", "annotation 3 of image 1", lambda f: f.annotate(category_id=5)),
     ("unknown_category", "annotation 3 of image 1", lambda f: f.annotate(category_id=True)),
     ("duplicate_category", "category 1", lambda f: f.content["categories"].append({"id": 1, "name": "b"})),
+    ("rle_size", "annotation 3 of image 1", lambda f: f.annotate(segmentation={"size": [40, 30], "counts": [1200]})),
+]
+LEFT_OUT: list[tuple[str, str, Change]] = [
     ("no_mask", "annotation 3 of image 1", lambda f: f.annotate(segmentation=[])),
+    ("no_mask", "annotation 3 of image 1", lambda f: f.annotate(segmentation=None)),
+    ("no_category", "annotation 3 of image 1", lambda f: f.annotate(category_id=None)),
     ("polygon_points", "annotation 3 of image 1", lambda f: f.annotate(segmentation=[[1, 1, 5, 5]])),
     ("polygon_nan", "annotation 3 of image 1", lambda f: f.annotate(segmentation=[[1, 1, float("nan"), 5, 9, 9]])),
     ("polygon_outside", "annotation 3 of image 1", lambda f: f.annotate(segmentation=[[50, 1, 60, 5, 60, 9]])),
-    ("rle_size", "annotation 3 of image 1", lambda f: f.annotate(segmentation={"size": [40, 30], "counts": [1200]})),
+    ("polygon_outside", "annotation 3 of image 1", lambda f: f.annotate(segmentation=[[1, 1, 1e9, 1, 1e9, 1e9]])),
     ("rle_counts", "annotation 3 of image 1", lambda f: f.annotate(segmentation={"size": [30, 40], "counts": "~"})),
     ("zero_area", "annotation 3 of image 1", lambda f: f.annotate(segmentation={"size": [30, 40], "counts": [1200]})),
     ("zero_area", "annotation 3 of image 1", lambda f: f.annotate(segmentation=[[5, 5, 5, 5, 5, 5]])),
+    ("zero_area", "annotation 3 of image 1", lambda f: f.annotate(segmentation=[[2.1, 5, 20.7, 5, 9, 5, 4, 5]])),
+    ("zero_area", "annotation 3 of image 1", lambda f: f.annotate(segmentation=[[5.1, 5.1, 5.2, 5.1, 5.2, 5.2]])),
+    ("double", "annotation 3 of image 1", lambda f: f.annotate(segmentation=[[2, 2, 12, 2, 12, 10, 2, 10]])),
+    ("double", "annotation 3 of image 1", lambda f: f.annotate(segmentation=[[2.0, 2, 12, 2, 12, 10, 2, 10]])),
 ]
 WARNINGS: list[tuple[str, str, Change]] = [
     ("duplicate_annotation_id", "annotation 1 of image 1", lambda f: f.annotate(id=1)),
     ("duplicate_file", 'image 3 ("2.png")', lambda f: image_entry(f, file_name="2.png")),
-    ("polygon_outside", "annotation 3 of image 1", lambda f: f.annotate(segmentation=[[-9, 2, 12, 2, 12, 10, -9, 10]])),
+    (
+        "polygon_outside",
+        "annotation 3 of image 1",
+        lambda f: f.annotate(segmentation=[[-9, 12, 12, 12, 12, 20, -9, 20]]),
+    ),
     ("bbox", "annotation 3 of image 1", lambda f: f.annotate(bbox=[1, 2, -3, 4])),
     ("bbox", "annotation 3 of image 1", lambda f: f.annotate(bbox=["a"])),
     ("bbox", "annotation 3 of image 1", lambda f: f.annotate(bbox=[20, 20, 5, 5])),
@@ -117,6 +131,27 @@ def test_skipping_leaves_the_sound_records(folder: Any, kind: str, record: str, 
 
 
 @pytest.mark.parametrize(
+    ("kind", "record", "change"), LEFT_OUT, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_an_annotation_that_harms_nothing_is_left_out_counted_and_listed(
+    folder: Any, kind: str, record: str, change: Change
+) -> None:
+    change(folder)
+    folder.save()
+    report = check_dataset(folder.path)
+    assert report.ok
+    assert problems(report, "left_out") == {(kind, record)}
+    assert problems(report, "error") == set()
+    assert kind in KINDS
+    assert f"left out [{kind}] {folder.json}: {record}" in report.text()
+    assert "1 annotation left out" in report.text().splitlines()[-1]
+    with pytest.warns(UserWarning, match="left out 1 annotation") as warned:
+        dataset = open_dataset(folder.path)
+    assert len(warned) == 1
+    assert len(dataset[0].labels) == 1
+
+
+@pytest.mark.parametrize(
     ("kind", "record", "change"), WARNINGS, ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_what_training_takes_is_a_warning(folder: Any, kind: str, record: str, change: Change) -> None:
@@ -136,7 +171,7 @@ def test_several_defects_are_all_listed(folder: Any) -> None:
     torn(folder)
     folder.save()
     found = problems(check_dataset(folder.path), "error")
-    assert {kind for kind, _ in found} == {"no_mask", "unknown_category", "missing_image", "broken_image"}
+    assert {kind for kind, _ in found} == {"unknown_category", "missing_image", "broken_image"}
 
 
 @pytest.mark.parametrize(
@@ -149,7 +184,7 @@ def test_several_defects_are_all_listed(folder: Any) -> None:
         ("[]", 'no list "images"'),
         ('{"images": [], "annotations": {}, "categories": []}', 'no list "annotations"'),
         ('{"images": [], "annotations": [], "categories": []}', "no category"),
-        ('{"images": [], "annotations": [], "categories": [{"id": "1", "name": "a"}]}', "category without"),
+        ('{"images": [], "annotations": [], "categories": [{"id": 1.5, "name": "a"}]}', "category without"),
         ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', "no usable image"),
     ],
 )
@@ -208,7 +243,9 @@ def test_statistics_count_what_is_there(folder: Any) -> None:
     folder.content["categories"].append({"id": 5, "name": "never"})
     folder.content["images"].append({"id": 4, "file_name": "4.png", "width": 40, "height": 30})
     Image.new("RGB", (40, 30)).save(folder.path / "images" / "4.png")
-    statistics = check_dataset(folder.save()).statistics[0]
+    report = check_dataset(folder.save(), crowd="ignore")
+    statistics = report.statistics[0]
+    assert "crowd regions    cell 1" in report.text()
     assert (statistics.images, statistics.empty_images) == (3, 1)
     assert (statistics.objects, statistics.crowds) == (2, 1)
     assert statistics.per_class == {"cell": 2, "never": 0}

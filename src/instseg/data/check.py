@@ -160,7 +160,7 @@ class Report:
                 lines += [f"{_SPOKEN[severity]} [{kind}] {problem.line}" for problem in members[:limit]]
                 if len(members) > limit:
                     lines.append(
-                        f"{_SPOKEN[severity]} [{kind}] ... and {len(members) - limit} more; --out DIR writes all of them"
+                        f"{_SPOKEN[severity]} [{kind}] ... and {len(members) - limit} more; --out DIR writes all"
                     )
         counts = Counter(problem.severity for problem in self.problems)
         found = f"{_count(counts['error'], 'error')}, {_count(counts['warning'], 'warning')}"

@@ -285,7 +285,7 @@ def open_dataset(
         return drawn if classes is None else drawn.with_classes(classes)
     located = locate(data_path(data), split)
     index = read_index(located.annotations)
-    if split == "train" and not len(index.labels) and not index.problems.number("error"):
+    if split == "train" and len(index) and not len(index.labels) and not index.problems.number("error"):
         raise DataError(f"{index.file}: no image has an object to train on{_why_empty(index)}.")
     records, problems, rule = open_records(index, located, crowd, siblings_of(data_path(data), split))
     _raise_or_warn(problems, on_error)

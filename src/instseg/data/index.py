@@ -129,16 +129,16 @@ class IndexedRecords(Records):
     What turns out to be without a pixel or damaged is left out and counted, in whatever process that happens.
     """
 
-    def __init__(self, index: Index, pictures: Pictures, crowd: npt.NDArray[np.bool_]) -> None:
+    def __init__(self, source: Index, pictures: Pictures, crowd: npt.NDArray[np.bool_]) -> None:
         """crowd: (A,) which annotations are crowds."""
-        self.index = index
+        self.source = source
         self.pictures = pictures
         self.crowd = crowd
         self.images = np.flatnonzero(pictures.usable)
         self._kept: list[Record] | None = None
         # Of each image, how many annotations were left out while reading it. Workers share it; an image always gives
         # the same number, so that it does not matter which of them writes it.
-        self._left_out = torch.zeros(len(index), dtype=torch.uint8)
+        self._left_out = torch.zeros(len(source), dtype=torch.uint8)
         self._left_out.share_memory_()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def __len__(self) -> int:
@@ -171,16 +171,16 @@ class IndexedRecords(Records):
                 report(problem)
 
         height, width = self.pictures.sizes[image].tolist()
-        annotations = _annotations(self.index, image, (height, width), self.crowd, count)
+        annotations = _annotations(self.source, image, (height, width), self.crowd, count)
         if report is None:
             self._left_out[image] = min(255, left_out)
         return Record(
-            int(self.index.image_ids[image]),
+            int(self.source.image_ids[image]),
             self.pictures.paths[image],
             height,
             width,
             annotations,
-            self.index.file_names[image],
+            self.source.file_names[image],
             bool(self.pictures.exif[image]),
         )
 
@@ -194,23 +194,23 @@ class IndexedRecords(Records):
 
     @property
     def image_ids(self) -> npt.NDArray[Any]:
-        ids: npt.NDArray[Any] = self.index.image_ids[self.images]
+        ids: npt.NDArray[Any] = self.source.image_ids[self.images]
         return ids
 
     def file_name(self, position: int) -> str:
-        return self.index.file_names[int(self.images[position])]
+        return self.source.file_names[int(self.images[position])]
 
     def objects(self) -> tuple[IntArray, IntArray]:
         if self._kept is not None:
             return super().objects()
-        position = np.full(len(self.index), -1, dtype=np.int64)
+        position = np.full(len(self.source), -1, dtype=np.int64)
         position[self.images] = np.arange(len(self.images))
-        rows = position[self.index.rows]
+        rows = position[self.source.rows]
         chosen = (rows >= 0) & ~self.crowd
-        return rows[chosen], self.index.labels[chosen].astype(np.int64)
+        return rows[chosen], self.source.labels[chosen].astype(np.int64)
 
     def digest(self) -> str:
-        return digest_of(self.index.digest.encode(), self.images, self.crowd)
+        return digest_of(self.source.digest.encode(), self.images, self.crowd)
 
     @property
     def left_out_while_reading(self) -> int:

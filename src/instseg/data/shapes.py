@@ -1,7 +1,7 @@
 """The built-in data set ``shapes``: coloured shapes covering each other on a textured ground, drawn on demand."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import overload

@@ -238,6 +238,9 @@ class _Table:
         box = row.bbox
         if isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box):
             self.boxes[i] = box
+        elif box not in (None, []):
+            message = "bbox is not [x, y, width, height]; the mask's box is used."
+            self.builder.note("bbox", "warning", _name(row, position), message)
         self.size += 1
 
     def _refuse(self, row: _Row, position: int, image: int | None) -> None:
@@ -245,7 +248,7 @@ class _Table:
         if image is None:
             message = f"belongs to image {row.image_id}, which is not in the file; correct or remove it."
             note("unknown_image", "error", name, message)
-        elif _key_or_text(row.category_id) in ("", "NaN"):
+        elif row.category_id in (None, "", "NaN"):
             note("no_category", "left_out", name, "has no category.")
         else:
             message = f"has category {row.category_id}, which is not in the file; correct or remove it."

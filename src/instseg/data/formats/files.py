@@ -66,10 +66,10 @@ class ImageFinder:
     def _order_folders(self, names: Sequence[tuple[str, ...]]) -> None:
         """The folder that holds the most of the pictures comes first."""
         sample = names if len(names) <= 2000 else names[:: len(names) // 2000]
-        held = {folder: sum(self._holds(folder, steps) for steps in sample) for folder in self.folders}
-        self.folders.sort(key=lambda folder: -held[folder])  # stable
+        held = {folder: [len(steps) for steps in sample if self._holds(folder, steps)] for folder in self.folders}
+        self.folders.sort(key=lambda folder: -len(held[folder]))  # stable
         # A plain name that is missing where the others are is not taken from elsewhere: splits often number alike.
-        self._serving = next((folder for folder in self.folders if held[folder]), None)
+        self._serving = next((folder for folder in self.folders if 1 in held[folder]), None)
 
     def _as_written(self, name: str) -> Path | None:
         """An absolute path, or one that leads out of the annotation file's folder, where that very file exists."""
@@ -102,7 +102,7 @@ class ImageFinder:
 
     def _holds(self, folder: Path, steps: tuple[str, ...]) -> bool:
         parent = folder.joinpath(*steps[:-1]) if len(steps) > 1 else folder
-        return steps[-1] in self._list(parent)
+        return bool(steps) and steps[-1] in self._list(parent)
 
     def _list(self, folder: Path) -> frozenset[str]:
         names = self._listed.get(folder)
@@ -118,7 +118,7 @@ class ImageFinder:
     def _search(self, name: str, steps: tuple[str, ...]) -> Found:
         """The one file in the whole data set that fits the end of the path."""
         steps = tuple(step for step in steps if step not in ("..", "."))
-        for tail in (steps, _parts(unquote("/".join(steps)))):
+        for tail in dict.fromkeys((steps, _parts(unquote("/".join(steps))))):
             for start in range(len(tail)):
                 fitting = self._tree.fitting(tail[start:])
                 if start + 1 == len(tail):

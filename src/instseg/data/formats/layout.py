@@ -115,6 +115,8 @@ def _recognized(folder: Path) -> dict[str, list[Path]]:
     ranked: dict[str, list[tuple[tuple[int, ...], Path]]] = {}
     for file in _json_files(folder):
         kind = _looks_like(file)
+        if kind is None and file.parent in (folder, folder / "annotations") and _of_words(file.stem):
+            kind = "damaged"  # reading it says what is wrong
         if kind is None or kind in _OTHER_KINDS:
             continue
         split = _split_of(file, folder)
@@ -172,7 +174,7 @@ def _looks_like(file: Path) -> str | None:
 def _rank(file: Path, folder: Path, split: str | None, kind: str) -> tuple[int, ...]:
     """The likelier an annotation file, the smaller."""
     stem = file.stem.lower()
-    known = ("instances", "keypoints", "predictions").index(kind)
+    known = ("instances", "keypoints", "predictions", "damaged").index(kind)
     plain = 0 if stem in SPLIT_WORDS.get(split or "", ()) else 1 if stem.startswith("instances") else 2
     in_place = 0 if file.parent in (folder / "annotations", folder) else 1
     odd = int(any(word in stem for word in ("stuff", "person_keypoints", "caption", "panoptic", "backup", "old")))

@@ -177,9 +177,7 @@ def _whole(values: list[Any]) -> list[int] | None:
     """Whole numbers from 0, also where they are floats (as pandas writes them) or text; None for anything else."""
     whole = []
     for value in values:
-        if isinstance(value, str) and value.strip().isdecimal():
-            value = int(value)
-        elif isinstance(value, float) and value.is_integer():
+        if (isinstance(value, str) and value.strip().isdecimal()) or (isinstance(value, float) and value.is_integer()):
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 40:
             return None

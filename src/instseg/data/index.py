@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -210,7 +210,7 @@ class IndexedRecords(Records):
         return rows[chosen], self.source.labels[chosen].astype(np.int64)
 
     def digest(self) -> str:
-        return digest_of(self.source.digest.encode(), self.images, self.crowd)
+        return digest_of([self.source.digest.encode(), self.images, self.crowd])
 
     @property
     def left_out_while_reading(self) -> int:
@@ -303,7 +303,7 @@ def _apart(a: Sequence[float], b: Sequence[float]) -> bool:
     return any(abs(p - q) > 2 for p, q in zip(a, b, strict=True))
 
 
-def digest_of(*parts: bytes | npt.NDArray[Any]) -> str:
+def digest_of(parts: Iterable[bytes | npt.NDArray[Any]]) -> str:
     """A short digest of bytes and arrays."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:

@@ -83,9 +83,11 @@ class _Opener:
     def headers(self, paths: Sequence[Path | None]) -> dict[int, Sizes]:
         """((H, W) as shown, (H, W) as stored) of the images whose header is worth reading now."""
         there = np.flatnonzero(self.usable)
-        if len(there) > HEADERS:
+        unknown = (self.sizes == 0).any(axis=1)
+        all_now = len(there) <= HEADERS
+        if not all_now:
             some = there[np.linspace(0, len(there) - 1, _SAMPLE).astype(int)]
-            there = np.unique(np.concatenate([some, there[(self.sizes[there] == 0).any(axis=1)]]))
+            there = np.unique(np.concatenate([some, there[unknown[there]]]))
 
         def look(i: int) -> Sizes | DataError:
             try:
@@ -98,11 +100,11 @@ class _Opener:
         headers = {}
         with ThreadPoolExecutor() as pool:
             for i, found in zip(there.tolist(), pool.map(look, there.tolist()), strict=True):
-                if isinstance(found, DataError):
+                if not isinstance(found, DataError):
+                    headers[i] = found
+                elif all_now or unknown[i]:  # else it is found when it is read, as those that were not looked at
                     self.usable[i] = False
                     self.note("broken_image", "error", i, str(found))
-                else:
-                    headers[i] = found
         return headers
 
     def settle(self, headers: dict[int, Sizes], exif: bool) -> None:

@@ -20,7 +20,8 @@ from instseg.data.records import Problem, Problems, Severity
 
 # Names by which tools call what is not an object, once spaces and underscores are gone.
 _BACKGROUND = frozenset({"background"})
-_NO_BOX = (float("nan"),) * 4
+# The pages of the file are given back to the system after so many annotations.
+_RELEASE = 100_000
 
 
 class _Row(msgspec.Struct, gc=False):
@@ -99,6 +100,8 @@ class _Builder:
         table = _Table(self, text)
         for position, row in enumerate(text.annotations):
             table.add(row, position)
+            if position % _RELEASE == 0:
+                text.release()
         columns = table.columns()
         image_ids = self._image_ids()
         return Index(
@@ -110,7 +113,7 @@ class _Builder:
             file_names=self.names,
             sizes=np.array(self.sizes, dtype=np.int32).reshape(-1, 2),
             problems=self.problems,
-            digest=digest_of(repr(categories).encode(), "\0".join(self.names).encode(), *columns.pop("hashed")),
+            digest=digest_of([repr(categories).encode(), "\0".join(self.names).encode(), *columns.pop("hashed")]),
             **columns,
         )
 
@@ -225,23 +228,29 @@ class _Table:
         except BadSegmentation as bad:
             self.builder.note(bad.kind, bad.severity, _name(row, position), bad.message)
             return
-        if isinstance(number, int) and abs(number) < 1 << 62:
-            if number in self.seen:
-                message = "id occurs twice; both are used and renumbered."
-                self.builder.note("duplicate_annotation_id", "warning", _name(row, position), message)
-            self.seen.add(number)
+        if not isinstance(number, int) or abs(number) >= 1 << 62:
+            number = position + 1
+        elif number in self.seen:
+            message = "id occurs twice; both are used and renumbered."
+            self.builder.note("duplicate_annotation_id", "warning", _name(row, position), message)
+        self.seen.add(number)
         i = self.size
+        text = bytes(row.segmentation)
         self.rows[i], self.labels[i], self.crowd[i], self.parts[i] = image, label, crowd, parts
-        self.numbers[i] = number if isinstance(number, int) and abs(number) < 1 << 62 else position + 1
-        self.offsets[i], self.lengths[i] = self.text.offset(row.segmentation), len(memoryview(row.segmentation))
-        self.hashes[i] = hash(bytes(row.segmentation))
-        box = row.bbox
-        if isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box):
-            self.boxes[i] = box
-        elif box not in (None, []):
+        self.numbers[i], self.hashes[i] = number, hash(text)
+        self.offsets[i], self.lengths[i] = self.text.offset(row.segmentation), len(text)
+        if row.bbox not in (None, []):
+            self._take_box(row, position)
+        self.size += 1
+
+    def _take_box(self, row: _Row, position: int) -> None:
+        try:
+            if len(row.bbox) != 4:
+                raise ValueError
+            self.boxes[self.size] = row.bbox
+        except (TypeError, ValueError):
             message = "bbox is not [x, y, width, height]; the mask's box is used."
             self.builder.note("bbox", "warning", _name(row, position), message)
-        self.size += 1
 
     def _refuse(self, row: _Row, position: int, image: int | None) -> None:
         name, note = _name(row, position), self.builder.note
@@ -264,7 +273,7 @@ class _Table:
             for name in ("labels", "crowd", "numbers", "parts", "offsets", "lengths", "boxes")
         }
         columns["starts"] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        texts = digest_of(*(self._text(i) for i in order.tolist()))
+        texts = digest_of(map(self._text, chosen.tolist()))
         columns["hashed"] = (columns["starts"], columns["labels"], columns["crowd"], texts.encode())
         return columns
 

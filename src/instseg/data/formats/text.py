@@ -6,6 +6,7 @@ import mmap
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -41,9 +42,18 @@ class Text:
     annotations: Sequence[Buffer]
     categories: list[Any]
 
+    def release(self) -> None:
+        """Give the memory of a mapped file back; what is looked at again is read again."""
+        if isinstance(self.content, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            self.content.madvise(mmap.MADV_DONTNEED)
+
+    @cached_property
+    def _base(self) -> int:
+        return _address(self.content)
+
     def offset(self, part: Buffer) -> int:
         """Where a view of ``content`` begins in it."""
-        return _address(part) - _address(self.content)
+        return _address(part) - self._base
 
 
 class _Lists(msgspec.Struct):

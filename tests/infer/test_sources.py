@@ -121,10 +121,10 @@ def test_tensors_and_pil_images_become_uint8_rgb() -> None:
         (np.full((4, 5, 3), np.nan), "scale it"),
         (torch.full((3, 4, 5), 200.0), "scale it"),
         (torch.zeros(2, 3, 4, 5), "one image a tensor"),
-        (torch.zeros(3, 4, 5, dtype=torch.int64), "uint8"),
+        (torch.zeros(3, 4, 5, dtype=torch.complex64), "uint8"),
         (np.zeros((0, 5, 3), np.uint8), "shape"),
         (np.array(["x"], dtype=object).reshape(1, 1, 1), "object"),
-        ({"image": 1}, "dict is no image"),
+        ({"image": 1}, "dict is not an image"),
     ],
 )
 def test_what_is_no_image_is_one_line_with_a_hint(image: Any, hint: str) -> None:

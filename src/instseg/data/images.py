@@ -1,33 +1,35 @@
 """Image files of every common kind as uint8 RGB."""
 
+from __future__ import annotations
+
 import io
-import struct
-import zlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from instseg.core.errors import DataError
+from instseg.data.headers import TRANSPOSING, has_end, orientation, turned, unturned
+from instseg.data.pillow import check_size, open_image, unlimited
+from instseg.data.samples import Samples, UInt8Array, decides_scale, holding, largest, to_rgb
+from instseg.data.tiff import read_samples, wide_layout
+from instseg.data.wide import wide_samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
-ImageSource: TypeAlias = str | Path | bytes | IO[bytes]
-UInt8Array: TypeAlias = npt.NDArray[np.uint8]
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 
-# EXIF orientations under which the stored rows become columns.
-_TRANSPOSING = frozenset({5, 6, 7, 8})
-_ORIENTATION_TAG = 0x0112
-# Sensors deliver 10, 12 or 14 bits in a 16-bit file; reading those as 16 bits would give a black picture.
-_FULL_SCALES = (255, 1023, 4095, 16383, 65535)
+_SCALE_FILES = 64
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class ImageRule:
         return {"exif": self.exif, "full_scale": self.full_scale}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any] | None) -> "ImageRule":
+    def from_json(cls, content: dict[str, Any] | None) -> ImageRule:
         """The rule that :meth:`to_json` wrote; None, from a checkpoint without one, is the default rule."""
         content = content or {}
         full = content.get("full_scale")
@@ -57,38 +59,26 @@ class ImageRule:
 def read_image(source: ImageSource, *, exif: bool = True, full_scale: float | None = None) -> Tensor:
     """An image as the viewer shows it: ``(3, H, W)`` uint8 RGB.
 
-    Grey is repeated over the channels, palettes and CMYK become RGB, transparency is laid over white. Samples
-    wider than 8 bits are scaled by the smallest of 8, 10, 12, 14 and 16 bits that holds the largest value of
-    the image; floats of at most 1 are scaled by 255. Of several frames or pages the first is read.
+    Grey is repeated over the channels, palettes and CMYK become RGB, transparency is laid over white. Of several
+    frames or pages the first is read.
+
+    Samples wider than 8 bits, of grey, RGB and CMYK with or without alpha, follow one rule. White is ``full_scale``;
+    without one it is the smallest of 8, 10, 12, 14 and 16 bits that holds the largest color sample of the image, or
+    that sample itself above 16 bits. Floats whose largest value is below 2 have 1 as white, others follow the same
+    rule. NaN and infinite floats are black. A file that declares its own white (PGM, PPM, JPEG 2000) is brought to 16
+    bits first.
 
     Args:
-        source: a path, the bytes of a file, or a binary file object.
-        exif: turn the image as its EXIF orientation says.
-        full_scale: the sample value that is shown as white in a file with samples wider than 8 bits, by default
-            found in the image.
+        source: a path, the bytes of a file, or a binary file object, which is read from its start.
+        exif: turn the image as its EXIF or TIFF orientation says; otherwise it is returned as stored.
+        full_scale: the sample value that is shown as white in a file with samples wider than 8 bits.
 
     Raises:
-        DataError: the file is missing, not an image, truncated, or larger than Pillow's safety limit.
+        DataError: the file is missing, not an image, truncated, has negative samples, or has more pixels than
+            2,147 megapixels or the memory of the machine.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    name = source_name(source)
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            opened.load()
-            image = ImageOps.exif_transpose(opened) if exif else opened
-            pixels = rgb_pixels(image, full_scale)
-    except FileNotFoundError:
-        raise DataError(f"{name}: no such image; check the path.") from None
-    except IsADirectoryError:
-        raise DataError(f"{name}: is a folder, not an image; give a file.") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{name}: not an image that Pillow can read; replace or remove it.") from None
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{name}: {error}; cut it into smaller images.") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-        raise DataError(f"{name}: broken or truncated image ({_one_line(error)}); replace or remove it.") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    with _explained(source_name(source)), _opened(source) as file:
+        return to_tensor(_read(file, exif, full_scale))
 
 
 def image_size(source: ImageSource) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -98,99 +88,166 @@ def image_size(source: ImageSource) -> tuple[tuple[int, int], tuple[int, int]]:
         DataError: as :func:`read_image`, except that truncated pixels are found only where the end of a
             PNG or JPEG file is missing.
     """
-    from PIL import Image
-
-    name = source_name(source)
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            width, height = image.size
-            form = image.format
-            # Pillow looks for the EXIF block of a PNG behind its pixels too, which would decode them.
-            known = form != "PNG" or "exif" in image.info
-            turned = known and image.getexif().get(_ORIENTATION_TAG, 1) in _TRANSPOSING
-    except FileNotFoundError:
-        raise DataError(f"{name}: no such image; check the path.") from None
-    except Exception as error:  # the header parsers of Pillow's plugins raise anything
-        raise DataError(f"{name}: not a readable image ({_one_line(error)}); replace or remove it.") from None
-    if isinstance(source, str | Path) and not _has_end(Path(source), form):
-        raise DataError(f"{name}: truncated image (the end of the {form} file is missing); replace or remove it.")
-    stored = (height, width)
-    return ((width, height) if turned else stored), stored
+    with _explained(source_name(source)), _opened(source) as file:
+        layout = wide_layout(file)
+        if layout is not None:
+            check_size(*layout.size, file)
+            (height, width), turn = layout.size, layout.orientation
+        else:
+            with open_image(file) as image:
+                turn, form = orientation(file, image), image.format
+                height, width = _stored_size(image)
+            if not has_end(file, form):
+                _read(file, False, None)  # the end may lie before much appended data
+    return ((width, height) if turn in TRANSPOSING else (height, width)), (height, width)
 
 
 def find_full_scale(paths: Sequence[Path]) -> float | None:
-    """The full scale of a data set: the smallest of 8, 10, 12, 14 and 16 bits that holds the largest sample of its
-    images, of which at most 64 are looked at; None where none has samples wider than 8 bits."""
-    from PIL import Image
+    """The full scale of a data set, from at most 64 of its images, evenly chosen.
 
-    top = None
-    step = max(1, len(paths) / 64)
-    for path in (paths[int(i * step)] for i in range(min(64, len(paths)))):
+    Returns:
+        The smallest of 8, 10, 12, 14 and 16 bits that holds the largest sample of the images with samples wider than
+        8 bits, or that sample itself; None where no image has them, or only floats in [0, 1].
+    """
+    top: float | None = None
+    step = max(1.0, len(paths) / _SCALE_FILES)
+    for path in (paths[int(i * step)] for i in range(min(_SCALE_FILES, len(paths)))):
         try:
-            with Image.open(path) as image:
-                if image.mode.startswith("I"):
-                    top = max(top or 0.0, float(np.asarray(image).max(initial=0)))
-        except Exception:  # reading the image says what is wrong with it
+            with _explained(str(path)), _opened(path) as file:
+                found = _wide(file)
+                if found is None:
+                    continue
+                highest = largest(found.colors)
+                if decides_scale(found.colors, highest):
+                    top = max(top or 0.0, highest)
+        except DataError:  # reading the image says what is wrong with it
             continue
-    return None if top is None else float(next((scale for scale in _FULL_SCALES if top <= scale), top))
+    return None if top is None else holding(top)
 
 
-def source_name(source: ImageSource) -> str:
+def source_name(source: object) -> str:
     """What an error message calls an image source."""
-    if isinstance(source, bytes):
+    if isinstance(source, bytes | bytearray | memoryview):
         return "image bytes"
-    return str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "image stream"))
+    if isinstance(source, str | os.PathLike):
+        return os.fsdecode(source)
+    name = getattr(source, "filename", None) or getattr(source, "name", None)  # PIL images, file objects
+    return str(name) if isinstance(name, str | os.PathLike) else "image stream"
 
 
-def _has_end(path: Path, form: str | None) -> bool:
-    """False when the last KiB of a PNG or JPEG file lacks its end marker (some cameras append data)."""
-    marker = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}.get(form or "")
-    if marker is None:
-        return True
-    with path.open("rb") as file:
-        size = file.seek(0, io.SEEK_END)
-        file.seek(max(0, size - 1024))
-        if marker in file.read():
-            return True
-    return form == "JPEG" and _jpeg_decodes(path)  # the marker may lie before much appended data
+def to_tensor(pixels: UInt8Array) -> Tensor:
+    """(H, W, 3) uint8 to a tensor (3, H, W) with memory of its own."""
+    if min(pixels.strides) < 0 or not pixels.flags.writeable:
+        pixels = pixels.copy()
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _jpeg_decodes(path: Path) -> bool:
+def rgb_pixels(image: Image) -> UInt8Array:
+    """(H, W, 3) uint8 of any Pillow mode with samples of at most 8 bits."""
     from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError):
-        return False
-    return True
-
-
-def rgb_pixels(image: "Image", full_scale: float | None = None) -> UInt8Array:
-    """(H, W, 3) uint8 of any Pillow mode."""
-    from PIL import Image
-
-    if image.mode.startswith(("I", "F")):
-        grey = to_eight_bits(np.asarray(image), full_scale)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    if image.mode in ("La", "RGBa"):
+        image = image.convert(image.mode.upper())
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return np.array(image.convert("RGB"), dtype=np.uint8)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
 
 
-def to_eight_bits(values: npt.NDArray[np.generic], full_scale: float | None = None) -> UInt8Array:
-    samples = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(0)
-    top = float(samples.max(initial=0.0))
-    if full_scale is not None:
-        full = full_scale
-        samples = samples.clip(0, full)
-    elif values.dtype.kind == "f" and top <= 1.0:
-        full = 1.0
+def _read(file: IO[bytes], exif: bool, full_scale: float | None) -> UInt8Array:
+    """(H, W, 3), possibly a view that is turned."""
+    layout = wide_layout(file)
+    if layout is not None:
+        check_size(*layout.size, file)
+        pixels = to_rgb(read_samples(file, layout), full_scale)
+        return turned(pixels, layout.orientation) if exif else pixels
+    with open_image(file) as image:
+        turn, form = orientation(file, image), image.format
+        wide = wide_samples(file, image)
+        pixels = to_rgb(wide, full_scale) if wide is not None else _narrow(image)
+    if form == "TIFF":  # Pillow has turned it
+        return pixels if exif else unturned(pixels, turn)
+    return turned(pixels, turn) if exif else pixels
+
+
+def _wide(file: IO[bytes]) -> Samples | None:
+    layout = wide_layout(file)
+    if layout is not None:
+        check_size(*layout.size, file)
+        return read_samples(file, layout)
+    with open_image(file) as image:
+        return wide_samples(file, image)
+
+
+def _narrow(image: ImageFile) -> UInt8Array:
+    covered = image.tile[0][1] if image.format == "GIF" and image.tile else None
+    with unlimited(image.size):
+        image.load()
+        pixels = rgb_pixels(image)
+    if covered is not None:  # a first frame that is smaller than the picture
+        left, top, right, bottom = covered
+        pixels[:top] = pixels[bottom:] = 255
+        pixels[:, :left] = pixels[:, right:] = 255
+    return pixels
+
+
+def _stored_size(image: ImageFile) -> tuple[int, int]:
+    tags = getattr(image, "tag_v2", None)
+    if image.format == "TIFF" and tags:  # the size that Pillow states is turned, or not, by its version
+        return int(tags[257]), int(tags[256])
+    return image.size[1], image.size[0]
+
+
+@contextmanager
+def _opened(source: ImageSource) -> Iterator[IO[bytes]]:
+    """A seekable binary file. One that the caller opened stays open."""
+    if isinstance(source, str | os.PathLike):
+        with open(source, "rb") as file:
+            if file.seekable():
+                yield file
+            else:
+                yield io.BytesIO(file.read())
+    elif isinstance(source, bytes | bytearray | memoryview):
+        yield io.BytesIO(source)
+    elif not hasattr(source, "read"):
+        raise DataError(f"{type(source).__name__} is not an image file; pass a path, bytes, or a binary file object.")
+    elif getattr(source, "closed", False):
+        raise DataError("the file object is closed; open it again.")
     else:
-        full = float(next((scale for scale in _FULL_SCALES if top <= scale), top))
-    return np.rint(samples * (255.0 / full)).astype(np.uint8)
+        content: Any = None
+        seekable = getattr(source, "seekable", None)
+        if seekable is None or not seekable():
+            content = source.read()
+        elif isinstance(source, io.TextIOBase):
+            content = ""
+        if isinstance(content, str):
+            raise DataError('the file object returns text; open it with mode "rb".')
+        yield source if content is None else io.BytesIO(content)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Every error as a DataError of one line."""
+    from PIL import UnidentifiedImageError
+
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such image; check the path.") from None
+    except IsADirectoryError:
+        raise DataError(f"{name}: is a folder, not an image; give a file.") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{name}: not an image that Pillow can read; replace or remove it.") from None
+    except MemoryError:
+        raise DataError(f"{name}: does not fit into memory; cut it into parts.") from None
+    except Exception as error:  # Pillow's decoders raise anything on damaged files
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"{name}: cannot be read ({error.strerror}); check the file.") from error
+        raise DataError(f"{name}: broken or truncated image ({_one_line(error)}); replace or remove it.") from error
 
 
 def _one_line(error: BaseException) -> str:

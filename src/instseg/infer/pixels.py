@@ -9,81 +9,149 @@ import torch
 from torch import Tensor
 
 from instseg.core.errors import DataError
-from instseg.data.images import read_image, rgb_pixels, source_name, to_eight_bits
+from instseg.data.images import ImageRule, read_image, rgb_pixels, source_name, to_tensor
+from instseg.data.samples import Samples, to_eight_bits, to_rgb
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+_SHAPES = "(H, W, 3) RGB, (H, W, 4) RGBA, (H, W, 2) grey with alpha, or (H, W) or (H, W, 1) grey"
+_TOLERANCE = 1e-3  # by how much floats may leave [0, 1]
+_DEEP_FORMATS = frozenset({"PNG", "TIFF", "PPM", "JPEG2000"})
 
-def from_memory(image: Any) -> Tensor:
-    """One PIL image, array, tensor, file in memory or binary file object as (3, H, W) uint8 RGB.
 
-    Raises DataError for anything else.
+def from_memory(image: Any, rule: ImageRule = ImageRule()) -> Tensor:  # noqa: B008
+    """One image in memory as (3, H, W) uint8 RGB.
+
+    Args:
+        image: a PIL image, which is read as its file would be; the bytes of an image file (bytes, bytearray or
+            memoryview) or a binary file object, read from its start; a NumPy array (H, W, 3) RGB, (H, W, 4) RGBA,
+            (H, W, 2) grey with alpha, (H, W) or (H, W, 1) grey; a tensor (3, H, W) RGB, (4, H, W) RGBA, (2, H, W) grey
+            with alpha, (1, H, W) or (H, W) grey. Arrays and tensors are bool (True is white), uint8, wider integers,
+            or floats in [0, 1].
+        rule: how files become pixels. Integers wider than 8 bits follow its full scale, wherever they come from.
+
+    Raises:
+        DataError: anything else, values outside [0, 1] in a float array, negative or masked values.
     """
     if isinstance(image, Tensor):
-        return _from_tensor(image)
+        return _from_tensor(image, rule)
     if isinstance(image, np.ndarray):
-        return _from_array(image)
+        return _from_array(image, rule)
     if hasattr(image, "convert") and hasattr(image, "getexif"):
-        return _from_pil(image)
-    if isinstance(image, bytes) or hasattr(image, "read"):
-        return read_image(image)
-    raise DataError(f"{type(image).__name__} is no image: give a path, address, PIL image, NumPy array or tensor")
+        return _from_pil(image, rule)
+    if isinstance(image, bytes | bytearray | memoryview) or hasattr(image, "read"):
+        return read_image(image, exif=rule.exif, full_scale=rule.full_scale)
+    kind = type(image).__name__
+    raise DataError(f"{kind} is not an image; pass a path, address, PIL image, NumPy array or tensor.")
 
 
-def _from_pil(image: Any) -> Tensor:
+def _from_pil(image: Any, rule: ImageRule) -> Tensor:
     from PIL import Image, ImageOps
 
+    name = source_name(image)
+    content = _unread_file(image)
+    if content is not None:
+        return read_image(content, exif=rule.exif, full_scale=rule.full_scale)
+    if 0 in image.size:
+        raise DataError(
+            f"{name}: PIL image of {image.size[0]} x {image.size[1]} pixels is empty; pass one with pixels."
+        )
     try:
-        pixels = rgb_pixels(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{source_name(image)}: image cannot be decoded ({error})") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        upright = ImageOps.exif_transpose(image) if rule.exif else image
+        if upright.mode.startswith(("I", "F")):
+            pixels = to_rgb(Samples(np.asarray(upright)[..., None]), rule.full_scale)
+        else:
+            pixels = rgb_pixels(upright)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+    except (Image.DecompressionBombError, MemoryError):
+        raise DataError(f"{name}: too large for Pillow; pass its path instead of a PIL image.") from None
+    except Exception as error:  # Pillow's decoders raise anything on damaged or closed files
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{name}: PIL image cannot be decoded ({text}); open it again, or pass its path.") from error
+    return to_tensor(pixels)
 
 
-def _from_array(array: npt.NDArray[Any]) -> Tensor:
+def _unread_file(image: Any) -> bytes | None:
+    """The file of a PIL image that has not been decoded, where decoding it here keeps samples that Pillow cuts off.
+
+    The image itself stays as it is.
+    """
+    file: Any = getattr(image, "fp", None)
+    if file is None or getattr(file, "closed", False) or not getattr(image, "tile", None):
+        return None
+    if image.format not in _DEEP_FORMATS or image.tell() != 0:
+        return None
+    if not any("16" in str(tile[3]) for tile in image.tile) and image.format != "JPEG2000":
+        return None
+    try:
+        place = file.tell()
+        file.seek(0)
+        content: bytes = file.read()
+        file.seek(place)
+    except (OSError, ValueError):
+        return None
+    return content
+
+
+def _from_array(array: npt.NDArray[Any], rule: ImageRule) -> Tensor:
+    if isinstance(array, np.ma.MaskedArray):
+        if np.ma.is_masked(array):
+            raise DataError("masked array with masked pixels is not an image; fill them, for example array.filled(0).")
+        array = array.data
+    array = np.asarray(array)  # np.matrix keeps two dimensions whatever is asked of it
+    shape = array.shape
     if array.ndim == 2:
         array = array[..., None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
-        hint = "; a tensor-like (3, H, W) array must be transposed" if array.ndim == 3 and array.shape[0] == 3 else ""
-        raise DataError(f"array of shape {array.shape} is no image: give (H, W, 3) RGB{hint}")
-    _check_kind(str(array.dtype), array.dtype.kind)
-    if array.dtype.kind == "f":
-        _check_range(float(array.min()), float(array.max()), "array")
-        array = array.clip(0, 1)
-    from PIL import Image
-
-    values = array if array.dtype == np.uint8 else to_eight_bits(array)
-    if values.shape[2] == 4:
-        values = rgb_pixels(Image.fromarray(values, mode=None))
-    elif values.shape[2] == 1:
-        values = np.repeat(values, 3, axis=2)
-    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+    if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4) or 0 in shape:
+        turn = "; an array (C, H, W) must be transposed: array.transpose(1, 2, 0)"
+        hint = turn if array.ndim == 3 and shape[0] in (1, 2, 3, 4) and 0 not in shape else ""
+        raise DataError(f"array of shape {shape} is not an image; pass {_SHAPES}{hint}.")
+    if array.dtype.kind not in "uifb":
+        raise DataError(f"array of {array.dtype} is not an image; pass uint8, uint16, bool, or float in [0, 1].")
+    return _from_samples(array, "array", rule)
 
 
-def _from_tensor(tensor: Tensor) -> Tensor:
-    image = tensor.detach().cpu()
-    if image.ndim == 2:
-        image = image[None]
-    if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
-        raise DataError(f"tensor of shape {tuple(tensor.shape)} is no image: give (3, H, W) RGB, one image a tensor")
-    if image.is_floating_point():
+def _from_tensor(tensor: Tensor, rule: ImageRule) -> Tensor:
+    shape = tuple(tensor.shape)
+    image = tensor[None] if tensor.ndim == 2 else tensor
+    if image.ndim != 3 or image.shape[0] not in (1, 2, 3, 4) or 0 in shape:
+        hint = ""
+        if image.ndim == 3 and shape[2] in (1, 3, 4) and 0 not in shape:
+            hint = "; a tensor (H, W, C) must be permuted: tensor.permute(2, 0, 1)"
+        raise DataError(f"tensor of shape {shape} is not an image; pass (3, H, W) RGB, one image a tensor{hint}.")
+    if image.layout is not torch.strided or image.is_quantized or image.is_complex() or image.is_meta:
+        raise DataError(
+            f"tensor of {tensor.dtype} is not an image as it is stored; pass a dense uint8 or float tensor."
+        )
+    image = image.detach().cpu()
+    if image.dtype == torch.uint8 and image.shape[0] in (1, 3):  # the common case, without a copy where possible
+        return image.expand(3, -1, -1).contiguous()
+    if image.dtype == torch.bfloat16:  # which NumPy does not have
         image = image.float()
-        _check_range(float(image.min()), float(image.max()), "tensor")
-        image = (image * 255).round().to(torch.uint8)
-    elif image.dtype == torch.bool:
-        image = image.to(torch.uint8) * 255
-    elif image.dtype != torch.uint8:
-        raise DataError(f"tensor of {image.dtype} is no image: give uint8, or float in [0, 1]")
-    return image.expand(3, -1, -1).contiguous()
+    return _from_samples(image.permute(1, 2, 0).resolve_neg().numpy(), "tensor", rule)
 
 
-def _check_kind(name: str, kind: str) -> None:
-    if kind not in "uifb":
-        raise DataError(f"array of {name} is no image: give uint8, uint16, or float in [0, 1]")
+def _from_samples(values: npt.NDArray[Any], what: str, rule: ImageRule) -> Tensor:
+    """values: (H, W, C) of 1 to 4 channels, of any bool, integer or float dtype."""
+    if values.dtype.kind == "f":
+        low, high = float(values.min()), float(values.max())
+        # [0, 255] would come out as white. NaN fails every comparison, so it is refused too.
+        if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
+            raise DataError(f"float {what} with values from {low:g} to {high:g} is not an image; scale it to [0, 1].")
+        values = values.clip(0, 1)
+    alpha = values.shape[2] in (2, 4)
+    try:
+        if values.dtype == np.bool_:
+            values = to_eight_bits(values)
+        if values.dtype != np.uint8:
+            return to_tensor(to_rgb(Samples(values, alpha), rule.full_scale))
+    except DataError as error:
+        raise DataError(f"{what} {error}") from None
+    if alpha:
+        from PIL import Image
 
-
-def _check_range(low: float, high: float, what: str) -> None:
-    """Floats in [0, 255] would come out as white: refuse them. NaN fails every comparison, so it is refused too."""
-    if not (low >= -1e-3 and high <= 1 + 1e-3):
-        raise DataError(f"float {what} with values from {low:g} to {high:g} is no image: scale it to [0, 1]")
+        mode = "LA" if values.shape[2] == 2 else "RGBA"
+        return to_tensor(rgb_pixels(Image.fromarray(np.ascontiguousarray(values)).convert(mode)))
+    return to_tensor(np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values)

@@ -1,0 +1,122 @@
+"""Files with samples wider than 8 bits, at full depth. Pillow reads those of several channels as 8 bits."""
+
+from __future__ import annotations
+
+import re
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from instseg.core.errors import DataError
+from instseg.data.pillow import unlimited
+from instseg.data.samples import AnyArray, Samples, UInt8Array
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
+
+_SPACE = rb"(?:\s|#[^\r\n]*[\r\n])+"
+_PNM_HEAD = re.compile(rb"P([2356])" + _SPACE + rb"(\d+)" + _SPACE + rb"(\d+)" + _SPACE + rb"(\d+)\s")
+_PNM_HEAD_BYTES = 4096
+_J2K_HEAD_BYTES = 1 << 16
+_PNG_GREY, _PNG_RGB, _PNG_GREY_ALPHA, _PNG_RGBA = 0, 2, 4, 6
+
+
+def wide_samples(file: IO[bytes], image: ImageFile) -> Samples | None:
+    """The samples of an opened image, as its file has them; None for one of at most 8 bits, which is not loaded.
+
+    Raises DataError for a file whose samples Pillow does not read at full depth.
+    """
+    if image.format == "PNG":
+        return _png(file, image)
+    if image.format == "PPM" and (found := _pnm(file)):
+        return found
+    if image.format == "JPEG2000" and not image.mode.startswith("I"):
+        return _jpeg2000(file, image)
+    if image.mode.startswith(("I", "F")):
+        return Samples(_loaded(image)[..., None])
+    if any("16" in str(tile[3]) for tile in image.tile) and image.format in ("SGI", "TIFF"):
+        raise DataError(
+            f"holds 16-bit {image.mode}, which is not read from {image.format}; save it as PNG or RGB TIFF."
+        )
+    return None
+
+
+def _loaded(image: ImageFile) -> AnyArray:
+    with unlimited(image.size):
+        image.load()
+    return np.asarray(image)
+
+
+def _png(file: IO[bytes], image: ImageFile) -> Samples | None:
+    file.seek(24)
+    depth, kind = file.read(2)
+    if depth != 16:
+        return None
+    clear = image.info.get("transparency")
+    if kind == _PNG_GREY:
+        grey = _loaded(image)[..., None]
+        return Samples(grey.astype(np.uint16), transparent=(clear,) if isinstance(clear, int) else None)
+    if kind == _PNG_GREY_ALPHA:  # two samples of two bytes are as large as a pixel of RGBA
+        bytes_ = _decoded(file, "RGBA", "RGBA").astype(np.uint16)
+        return Samples(bytes_[..., ::2] << 8 | bytes_[..., 1::2], alpha=True)
+    mode = "RGBA" if kind == _PNG_RGBA else "RGB"
+    # The first byte of a sample is what Pillow keeps; read as little-endian, that is the second one.
+    values = _decoded(file, mode, f"{mode};16B").astype(np.uint16) << 8
+    values |= _decoded(file, mode, f"{mode};16L")
+    return Samples(values, alpha=kind == _PNG_RGBA, transparent=clear if isinstance(clear, tuple) else None)
+
+
+def _decoded(file: IO[bytes], mode: str, layout: str) -> UInt8Array:
+    """The (H, W, C) bytes that Pillow keeps of a PNG file when its pixels are said to have this layout."""
+    from PIL.PngImagePlugin import PngImageFile
+
+    file.seek(0)
+    with PngImageFile(file) as image:
+        image._mode = mode
+        tile: Any = image.tile[0]  # a plain tuple before Pillow 11
+        tile = tile._replace(args=layout) if hasattr(tile, "_replace") else (*tile[:3], layout)
+        image.tile = [tile]
+        image.info.pop("transparency", None)
+        return np.asarray(_loaded(image), dtype=np.uint8)
+
+
+def _pnm(file: IO[bytes]) -> Samples | None:
+    """PGM and PPM, whose header says which value is white; it becomes that of 16 bits."""
+    file.seek(0)
+    head = _PNM_HEAD.match(file.read(_PNM_HEAD_BYTES))
+    if head is None:
+        return None
+    kind, width, height, white = (int(text) for text in head.groups())
+    if not 255 < white < 65536:
+        return None
+    channels = 3 if kind in (3, 6) else 1
+    count = height * width * channels
+    file.seek(head.end())
+    if kind in (5, 6):
+        content = file.read(2 * count)
+        values = np.frombuffer(content, dtype=">u2", count=min(count, len(content) // 2)).astype(np.uint16)
+    else:
+        words = re.sub(rb"#[^\r\n]*", b"", file.read()).split()[:count]
+        values = np.array(words, dtype="S5").astype(np.uint32).clip(0, 65535).astype(np.uint16)
+    if len(values) < count:
+        raise DataError("broken or truncated image (samples are missing); replace or remove it.")
+    if white < 65535:
+        values = np.rint(values * (65535 / white)).clip(0, 65535).astype(np.uint16)
+    return Samples(values.reshape(height, width, channels))
+
+
+def _jpeg2000(file: IO[bytes], image: ImageFile) -> Samples | None:
+    file.seek(0)
+    head = file.read(_J2K_HEAD_BYTES)
+    start = head.find(b"\xff\x4f\xff\x51")
+    bits = (head[start + 42] & 0x7F) + 1 if 0 <= start < len(head) - 42 else 8
+    if bits <= 8 or image.mode not in ("LA", "RGB", "RGBA"):
+        return None
+    high = _loaded(image)
+    colors = high[..., :-1] if image.mode.endswith("A") else high
+    if colors.max(initial=0) < 64:
+        raise DataError(
+            f"JPEG 2000 of {bits} bits whose colors use at most {bits - 2} of them, which Pillow does not read at full "
+            "depth; save it as 16-bit PNG or TIFF."
+        )
+    return Samples(high.astype(np.uint16) * np.uint16(257), alpha=image.mode.endswith("A"))

@@ -92,12 +92,11 @@ class ImageFinder:
             if self._holds(folder, steps):
                 return folder.joinpath(*steps)
         if len(steps) > 1:
-            # Some tools write paths from the folder above, whose name the path then repeats.
-            for start in dict.fromkeys((self.root, self.here.parent, self.root.parent)):
-                if start != self.root.parent or steps[0] == self.root.name:
-                    path = start.joinpath(*steps)
-                    if self._holds(start, steps):
-                        return path
+            # Some tools write paths from the folder above, or with the name of the data set's own folder.
+            above = [self.here.parent] + ([self.root.parent] if steps[0] == self.root.name else [])
+            for start in (self.root, *above):
+                if self._holds(start, steps):
+                    return start.joinpath(*steps)
         return None
 
     def _holds(self, folder: Path, steps: tuple[str, ...]) -> bool:

@@ -277,12 +277,15 @@ def _box(given: list[float], tight: list[float], crowd: bool, say: Say) -> tuple
     if x != x:  # NaN: none given
         return of_mask
     box = (x, y, x + w, y + h)
-    if w > 0 and h > 0 and box_iou(box, of_mask) >= _BOX_AGREES:
-        return box
+    fits = box_iou(box, of_mask) if w > 0 and h > 0 else 0.0
     # A box is worth a word only where it is of another kind; a pixel more or less is a matter of taste.
-    if box_iou((x, y, w, h), of_mask) >= _IS_XYXY:
+    as_corners = box_iou((x, y, w, h), of_mask)
+    if as_corners >= _IS_XYXY and as_corners > fits:
         say("bbox", "warning", "bbox is xyxy instead of x, y, width, height; the mask's box is used.")
-    elif not (w > 0 and h > 0):
+        return of_mask
+    if fits >= _BOX_AGREES:
+        return box
+    if not (w > 0 and h > 0):
         message = "bbox is not [x, y, width, height] with a positive size; the mask's box is used."
         say("bbox", "warning", message)
     elif not crowd and _apart(box, of_mask):

@@ -4,6 +4,7 @@ import torch
 import instseg
 from instseg.core.errors import CheckpointError, ConfigError
 from instseg.core.meta import Categories
+from instseg.data.images import ImageRule
 from instseg.infer.model import resolve_model
 
 NARROW = {
@@ -126,6 +127,14 @@ def test_half_precision_files_are_half_as_large_and_load_as_float32(tmp_path):
     sizes = [(tmp_path / f"{n}.safetensors").stat().st_size for n in "ab"]
     assert sizes[1] < 0.55 * sizes[0]
     assert all(p.dtype == torch.float32 for p in instseg.load(tmp_path / "b.safetensors").parameters())
+
+
+def test_a_model_remembers_how_its_images_are_read(tmp_path):
+    model = build()
+    assert model.image_rule == ImageRule()
+    model.extra["image_rule"] = ImageRule(exif=False, full_scale=4095.0).to_json()
+    model.save(tmp_path / "m.safetensors")
+    assert instseg.load(tmp_path / "m.safetensors").image_rule == ImageRule(False, 4095.0)
 
 
 def test_model_names_resolve_to_files_folders_and_zoo_names(tmp_path):

@@ -13,6 +13,7 @@ from instseg.core.errors import CheckpointError, ConfigError, DataError
 from instseg.core.geometry import View
 from instseg.core.instances import Instances
 from instseg.core.meta import Categories
+from instseg.data.images import ImageRule
 from instseg.infer.tiles import merge_tiles, tile_views
 from instseg.models import MODELS, build_config, build_net, extends, fields_from, list_models
 from instseg.models.config import ModelConfig
@@ -69,6 +70,11 @@ class InstanceModel(nn.Module):
     def category_ids(self) -> tuple[int, ...]:
         """The id that the training data's own file gives each label."""
         return self.meta.ids
+
+    @property
+    def image_rule(self) -> ImageRule:
+        """How files became pixels in training; prediction reads them the same way."""
+        return ImageRule.from_json(self.extra.get("image_rule"))
 
     @property
     def device(self) -> torch.device:

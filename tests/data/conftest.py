@@ -1,6 +1,7 @@
 """Small data sets on disk."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,3 +70,21 @@ def folder(tmp_path: Path) -> Folder:
         made.annotate(image_id=number)
     made.save()
     return made
+
+
+@pytest.fixture
+def unpack() -> Callable[[str, Path], dict[str, Any]]:
+    """Lays an export of a labeling tool out in a folder, as its tool does; returns its truth."""
+    return unpacked
+
+
+def unpacked(name: str, to: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(Path(__file__).parent / "exports" / "coco.zip") as archive:
+        truth: dict[str, Any] = json.loads(archive.read(f"truth/{name}.json"))
+        start = f"sets/{name}/"
+        files = {n.removeprefix(start): archive.read(n) for n in archive.namelist() if n.startswith(start)}
+        files |= {path: archive.read(f"pictures/{picture}") for path, picture in truth["pictures"].items()}
+    for path, content in files.items():
+        (to / path).parent.mkdir(parents=True, exist_ok=True)
+        (to / path).write_bytes(content)
+    return truth

@@ -1,10 +1,10 @@
 """One small set as some twenty tools export it to COCO: each is recognized as unpacked and read as it is meant."""
 
-import json
 import os
 import warnings
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from instseg.core.errors import DataError
 from instseg.data.check import check_dataset
 from instseg.data.dataset import InstanceDataset, open_dataset, splits
 
+Unpack = Callable[[str, Path], dict[str, Any]]
 ARCHIVE = Path(__file__).parent / "exports" / "coco.zip"
 # What the user reads where a set cannot be trained on.
 REFUSED = {
@@ -38,19 +39,6 @@ SAID = {
 def _names() -> list[str]:
     with zipfile.ZipFile(ARCHIVE) as archive:
         return sorted(Path(name).stem for name in archive.namelist() if name.startswith("truth/"))
-
-
-def _unpack(name: str, to: Path) -> dict[str, Any]:
-    """Lays a set out as its tool does; returns its truth."""
-    with zipfile.ZipFile(ARCHIVE) as archive:
-        truth: dict[str, Any] = json.loads(archive.read(f"truth/{name}.json"))
-        start = f"sets/{name}/"
-        files = {n.removeprefix(start): archive.read(n) for n in archive.namelist() if n.startswith(start)}
-        files |= {path: archive.read(f"pictures/{picture}") for path, picture in truth["pictures"].items()}
-    for path, content in files.items():
-        (to / path).parent.mkdir(parents=True, exist_ok=True)
-        (to / path).write_bytes(content)
-    return truth
 
 
 def _open(data: Path, split: str) -> tuple[InstanceDataset, list[str]]:
@@ -87,8 +75,8 @@ def _wanted(truth: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [name for name in _names() if name not in REFUSED])
-def test_an_export_holds_the_objects_of_its_truth(name: str, tmp_path: Path) -> None:
-    truth = _unpack(name, tmp_path)
+def test_an_export_holds_the_objects_of_its_truth(name: str, tmp_path: Path, unpack: Unpack) -> None:
+    truth = unpack(name, tmp_path)
     opened = {split: _open(tmp_path, split) for split in splits(tmp_path)}
     assert _found(tmp_path, {split: dataset for split, (dataset, _) in opened.items()}) == _wanted(truth)
     lines = [line for _, said in opened.values() for line in said]
@@ -105,8 +93,8 @@ def test_an_export_holds_the_objects_of_its_truth(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", [name for name in _names() if name not in REFUSED])
-def test_the_json_alone_reads_as_the_folder_does(name: str, tmp_path: Path) -> None:
-    truth = _unpack(name, tmp_path)
+def test_the_json_alone_reads_as_the_folder_does(name: str, tmp_path: Path, unpack: Unpack) -> None:
+    truth = unpack(name, tmp_path)
     found = {}
     for file in tmp_path.rglob("*.json"):
         dataset, _ = _open(file, "train")
@@ -116,8 +104,8 @@ def test_the_json_alone_reads_as_the_folder_does(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_what_cannot_be_trained_on_says_why(name: str, tmp_path: Path) -> None:
-    _unpack(name, tmp_path)
+def test_what_cannot_be_trained_on_says_why(name: str, tmp_path: Path, unpack: Unpack) -> None:
+    unpack(name, tmp_path)
     with pytest.raises(DataError) as caught:
         open_dataset(tmp_path)
     assert REFUSED[name] in str(caught.value)

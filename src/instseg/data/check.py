@@ -217,13 +217,15 @@ def check_dataset(
 
 
 def _splits_to_check(data: str | Path, report: Report) -> tuple[str, ...]:
+    """The splits there are; a data set without one to train on is a problem of its own."""
+    names: tuple[str, ...] = ()
     try:
         names = splits(data)
-        if str(data) != "shapes" and (not names or not data_path(data).exists()):
+        if "train" not in names or not (str(data) == "shapes" or data_path(data).exists()):
             locate(data_path(data), "train")
     except DataError as error:
         report.problems.append(Problem("not_found", "error", str(data), "", str(error).removeprefix(f"{data}: ")))
-        return ()
+        return () if not names or not data_path(data).exists() else names
     return names
 
 

@@ -285,10 +285,12 @@ def _box(given: list[float], tight: list[float], crowd: bool, say: Say) -> tuple
         return of_mask
     if fits >= _BOX_AGREES:
         return box
+    if not _apart(box, of_mask):
+        return of_mask
     if not (w > 0 and h > 0):
         message = "bbox is not [x, y, width, height] with a positive size; the mask's box is used."
         say("bbox", "warning", message)
-    elif not crowd and _apart(box, of_mask):
+    elif not crowd:
         say("bbox", "warning", "bbox does not fit the mask; the mask's box is used.")
     return of_mask
 

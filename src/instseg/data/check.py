@@ -22,6 +22,7 @@ from instseg.data.dataset import (
     read_record,
     siblings_of,
     splits,
+    why_empty,
 )
 from instseg.data.formats.layout import Located, locate
 from instseg.data.images import IMAGE_SUFFIXES, ImageRule
@@ -247,12 +248,14 @@ def _check_split(
     report.problems += problems.kept
     records = _readable(found, file, rule, report, track)
     _same_files(records, file, report)
+    no_objects = not any(not a.crowd for record in records for a in record.annotations)
+    if split == "train" and (no_objects if records else not len(index.labels)):
+        message = f"no image has an object{why_empty(index) or '; annotate some'}."
+        report.problems.append(Problem("no_objects", "error", file, "", message))
     if not records:
         message = "holds no usable image; add images, or check where they lie."
         report.problems.append(Problem("empty", "error", file, "", message))
         return None
-    if split == "train" and not any(not a.crowd for record in records for a in record.annotations):
-        report.problems.append(Problem("no_objects", "error", file, "", "no image has an object; annotate some."))
     return InstanceDataset(records, index.categories, name=located.name, split=split, image_rule=rule)
 
 
@@ -333,7 +336,8 @@ def _unused(data: str | Path, sets: dict[str, InstanceDataset], report: Report) 
             if entry.suffix.lower() in IMAGE_SUFFIXES and entry not in used and entry.name not in named
         ]
         if extra:
-            message = f'{len(extra)} images are in no annotation file, the first "{extra[0].name}"; they are not used.'
+            are = "image is" if len(extra) == 1 else "images are"
+            message = f'{len(extra)} {are} in no annotation file, the first "{extra[0].name}"; not used.'
             report.problems.append(Problem("unused_images", "warning", str(folder), "", message))
 
 

@@ -286,7 +286,7 @@ def open_dataset(
     located = locate(data_path(data), split)
     index = read_index(located.annotations)
     if split == "train" and len(index) and not len(index.labels) and not index.problems.number("error"):
-        raise DataError(f"{index.file}: no image has an object to train on{_why_empty(index)}.")
+        raise DataError(f"{index.file}: no image has an object to train on{why_empty(index)}.")
     records, problems, rule = open_records(index, located, crowd, siblings_of(data_path(data), split))
     _raise_or_warn(problems, on_error)
     if not len(records):
@@ -359,10 +359,14 @@ def _raise_or_warn(problems: Problems, on_error: OnError) -> None:
     warnings.warn(f"skipped {number} defective records ({kinds}); first: {first.line}", stacklevel=3)
 
 
-def _why_empty(index: Index) -> str:
+def why_empty(index: Index) -> str:
+    """Why the file of a data set without an object has none, to append to a sentence; empty where that shows."""
     if index.problems.number("left_out"):
-        return f" ({left_out_text([(k, n) for (_, k), n in index.problems.counts.items()])}); look with `data check`"
-    return " (its list of annotations is empty); if they were drawn with a brush, export them as COCO with RLE"
+        counts = [(kind, n) for (severity, kind), n in index.problems.counts.items() if severity == "left_out"]
+        return f" (left out: {left_out_text(counts)})"
+    if not len(index.labels):
+        return " (its list of annotations is empty; masks drawn with a brush need an export with RLE)"
+    return ""
 
 
 def splits(data: str | Path) -> tuple[str, ...]:

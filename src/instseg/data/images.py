@@ -137,14 +137,11 @@ def source_name(source: object) -> str:
 
 def to_tensor(pixels: UInt8Array) -> Tensor:
     """(H, W, 3) uint8 to a tensor (3, H, W) with memory of its own."""
-    if min(pixels.strides) < 0 or not pixels.flags.writeable:
-        pixels = pixels.copy()
-    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-    return tensor.clone(memory_format=torch.contiguous_format)
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
 
 def rgb_pixels(image: Image) -> UInt8Array:
-    """(H, W, 3) uint8 of any Pillow mode with samples of at most 8 bits."""
+    """(H, W, 3) uint8, read-only, of any Pillow mode with samples of at most 8 bits."""
     from PIL import Image
 
     if image.mode in ("La", "RGBa"):
@@ -153,7 +150,7 @@ def rgb_pixels(image: Image) -> UInt8Array:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
 
 
 def _read(file: IO[bytes], exif: bool, full_scale: float | None) -> UInt8Array:
@@ -186,8 +183,9 @@ def _narrow(image: ImageFile) -> UInt8Array:
     with unlimited(image.size):
         image.load()
         pixels = rgb_pixels(image)
-    if covered is not None:  # a first frame that is smaller than the picture
+    if covered not in (None, (0, 0, *image.size)):  # a first frame that is smaller than the picture
         left, top, right, bottom = covered
+        pixels = pixels.copy()
         pixels[:top] = pixels[bottom:] = 255
         pixels[:, :left] = pixels[:, right:] = 255
     return pixels

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 1 << 31
 _LARGE = 89_478_485  # pixels; where Pillow starts to warn, and where these checks start
-_BYTES_PER_PIXEL = 10  # Pillow's own copy, the array, and the tensor
+_BYTES_PER_PIXEL = 12  # Pillow's own copy, the array, and the tensor
 _MOST_PACKED = 5000  # pixels that one byte of a real picture holds at most
 _RUNS_PROGRAMS = frozenset({"EPS"})  # would start Ghostscript
 

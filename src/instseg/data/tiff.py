@@ -166,7 +166,7 @@ def _uncompressed(packed: list[bytes], layout: Layout, rows: int, line: int, acr
 
 def _decompressed(packed: list[bytes], layout: Layout, rows: int, line: int, across: int) -> UInt8Array:
     """(rows, across, line) bytes: the blocks are put into a grey 8-bit TIFF of the same compression."""
-    from PIL.TiffImagePlugin import TiffImageFile
+    from PIL.TiffImagePlugin import COMPRESSION_INFO, TiffImageFile
 
     starts = np.cumsum([8] + [len(block) for block in packed]).tolist()
     tags = [(_WIDTH, [across * line]), (_HEIGHT, [rows]), (_BITS, [8]), (_COMPRESSION, [layout.compression])]
@@ -178,6 +178,8 @@ def _decompressed(packed: list[bytes], layout: Layout, rows: int, line: int, acr
     else:
         tags += [(_STRIPS, starts[:-1]), (_ROWS, [layout.block[0]]), (_STRIP_BYTES, lengths)]
     file = b"II*\0" + struct.pack("<I", starts[-1]) + b"".join(packed) + _directory(sorted(tags), starts[-1])
+    if layout.compression not in COMPRESSION_INFO:
+        raise DataError(f"uses TIFF compression {layout.compression}, which is not read; save it with deflate or none.")
     with TiffImageFile(io.BytesIO(file)) as image, unlimited(image.size):
         image.load()
         return np.array(image, dtype=np.uint8).reshape(rows, across, line)

@@ -34,11 +34,24 @@ def wide_samples(file: IO[bytes], image: ImageFile) -> Samples | None:
         return _jpeg2000(file, image)
     if image.mode.startswith(("I", "F")):
         return Samples(_loaded(image)[..., None])
-    if any("16" in str(tile[3]) for tile in image.tile) and image.format in ("SGI", "TIFF"):
-        raise DataError(
-            f"holds 16-bit {image.mode}, which is not read from {image.format}; save it as PNG or RGB TIFF."
-        )
+    if image.format == "SGI" and declares_wide(image):
+        return _high_bytes(image, 16)
     return None
+
+
+def declares_wide(image: ImageFile) -> bool:
+    """Whether an image that Pillow has opened but not decoded may have samples wider than 8 bits in its file."""
+    if image.format == "JPEG2000":
+        return True
+    for decoder, _, _, options in image.tile:
+        settings = options if isinstance(options, tuple) and options else (options,)
+        if isinstance(settings[0], str) and (";16" in settings[0] or ";32" in settings[0]):
+            return True
+        if decoder == "SGI16" or (decoder == "sgi_rle" and settings[-1] == 2):
+            return True
+        if decoder.startswith("ppm") and settings[-1] > 255:
+            return True
+    return False
 
 
 def _loaded(image: ImageFile) -> AnyArray:
@@ -112,11 +125,17 @@ def _jpeg2000(file: IO[bytes], image: ImageFile) -> Samples | None:
     bits = (head[start + 42] & 0x7F) + 1 if 0 <= start < len(head) - 42 else 8
     if bits <= 8 or image.mode not in ("LA", "RGB", "RGBA"):
         return None
+    return _high_bytes(image, bits)
+
+
+def _high_bytes(image: ImageFile, bits: int) -> Samples:
+    """An image of which Pillow keeps the high bytes: they suffice when the samples use all of their bits."""
     high = _loaded(image)
-    colors = high[..., :-1] if image.mode.endswith("A") else high
-    if colors.max(initial=0) < 64:
+    high = high[..., None] if high.ndim == 2 else high
+    alpha = image.mode.endswith("A")
+    if (high[..., :-1] if alpha else high).max(initial=0) < 64:
         raise DataError(
-            f"JPEG 2000 of {bits} bits whose colors use at most {bits - 2} of them, which Pillow does not read at full "
-            "depth; save it as 16-bit PNG or TIFF."
+            f"holds {bits}-bit samples that use at most {bits - 2} bits, which are not read from {image.format}; save "
+            "it as 16-bit PNG or TIFF."
         )
-    return Samples(high.astype(np.uint16) * np.uint16(257), alpha=image.mode.endswith("A"))
+    return Samples(high.astype(np.uint16) * np.uint16(257), alpha)

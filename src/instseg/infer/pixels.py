@@ -11,6 +11,7 @@ from torch import Tensor
 from instseg.core.errors import DataError
 from instseg.data.images import ImageRule, read_image, rgb_pixels, source_name, to_tensor
 from instseg.data.samples import Samples, to_eight_bits, to_rgb
+from instseg.data.wide import declares_wide
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -52,7 +53,10 @@ def _from_pil(image: Any, rule: ImageRule) -> Tensor:
     name = source_name(image)
     content = _unread_file(image)
     if content is not None:
-        return read_image(content, exif=rule.exif, full_scale=rule.full_scale)
+        try:
+            return read_image(content, exif=rule.exif, full_scale=rule.full_scale)
+        except DataError as error:
+            raise DataError(str(error).replace("image bytes", name, 1)) from None
     if 0 in image.size:
         raise DataError(
             f"{name}: PIL image of {image.size[0]} x {image.size[1]} pixels is empty; pass one with pixels."
@@ -83,7 +87,7 @@ def _unread_file(image: Any) -> bytes | None:
         return None
     if image.format not in _DEEP_FORMATS or image.tell() != 0:
         return None
-    if not any("16" in str(tile[3]) for tile in image.tile) and image.format != "JPEG2000":
+    if not declares_wide(image):
         return None
     try:
         place = file.tell()
@@ -118,7 +122,7 @@ def _from_tensor(tensor: Tensor, rule: ImageRule) -> Tensor:
     image = tensor[None] if tensor.ndim == 2 else tensor
     if image.ndim != 3 or image.shape[0] not in (1, 2, 3, 4) or 0 in shape:
         hint = ""
-        if image.ndim == 3 and shape[2] in (1, 3, 4) and 0 not in shape:
+        if image.ndim == 3 and image.shape[2] in (1, 3, 4) and 0 not in shape:
             hint = "; a tensor (H, W, C) must be permuted: tensor.permute(2, 0, 1)"
         raise DataError(f"tensor of shape {shape} is not an image; pass (3, H, W) RGB, one image a tensor{hint}.")
     if image.layout is not torch.strided or image.is_quantized or image.is_complex() or image.is_meta:
@@ -128,8 +132,8 @@ def _from_tensor(tensor: Tensor, rule: ImageRule) -> Tensor:
     image = image.detach().cpu()
     if image.dtype == torch.uint8 and image.shape[0] in (1, 3):  # the common case, without a copy where possible
         return image.expand(3, -1, -1).contiguous()
-    if image.dtype == torch.bfloat16:  # which NumPy does not have
-        image = image.float()
+    if image.is_floating_point() and image.dtype not in (torch.float16, torch.float32, torch.float64):
+        image = image.float()  # NumPy has no bfloat16, and no smaller floats
     return _from_samples(image.permute(1, 2, 0).resolve_neg().numpy(), "tensor", rule)
 
 

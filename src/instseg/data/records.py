@@ -64,6 +64,11 @@ class Record:
     exif: bool = True
 
 
+def whole_text(text: str) -> str:
+    """A text that can be printed and stored: halves of characters, which JSON allows, become question marks."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
 @dataclass(frozen=True)
 class Problem:
     """A defect of a data set.
@@ -87,7 +92,7 @@ class Problem:
     def line(self) -> str:
         """Everything in one line, also when a name in the file holds a line break."""
         parts = (self.file, self.record, self.message) if self.record else (self.file, self.message)
-        return " ".join(": ".join(parts).split())
+        return whole_text(" ".join(": ".join(parts).split()))
 
 
 Report: TypeAlias = Callable[[Problem], None]

@@ -16,7 +16,7 @@ from instseg.core.meta import Categories
 from instseg.data.formats.segmentation import BadSegmentation, check_rle_size, rle_size, shape_of
 from instseg.data.formats.text import Buffer, NotReadable, Text, parse, read_text
 from instseg.data.index import Index, digest_of, stamp_of
-from instseg.data.records import Problem, Problems, Severity
+from instseg.data.records import Problem, Problems, Severity, whole_text
 
 # Names by which tools call what is not an object, once spaces and underscores are gone.
 _BACKGROUND = frozenset({"background"})
@@ -113,7 +113,9 @@ class _Builder:
             file_names=self.names,
             sizes=np.array(self.sizes, dtype=np.int32).reshape(-1, 2),
             problems=self.problems,
-            digest=digest_of([repr(categories).encode(), "\0".join(self.names).encode(), *columns.pop("hashed")]),
+            digest=digest_of(
+                [repr(categories).encode(), "\0".join(self.names).encode(errors="replace"), *columns.pop("hashed")]
+            ),
             **columns,
         )
 
@@ -126,7 +128,7 @@ class _Builder:
             key = key_of(entry.get("id")) if isinstance(entry, dict) else None
             if key is None or not isinstance(entry.get("name"), str | int | float):
                 self.fail('has a category without an "id" and a "name"; correct it.')
-            name = str(entry["name"])
+            name = whole_text(str(entry["name"]))
             if key in names:
                 message = f'category id {key} occurs twice ("{names[key]}" and "{name}").'
                 self.note("duplicate_category", "error", f"category {key}", message)

@@ -1,19 +1,20 @@
 """Published checkpoints of the SOLO family: where each lies, what its authors state, and how to have it here."""
 
-import hashlib
 import os
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from instseg.core.cache import cache_folder
 from instseg.core.errors import CheckpointError
+from instseg.weights.download import Download, FetchError, digest_of, download
+from instseg.weights.published import read_published
+
+__all__ = ["CATALOGUE", "COCO", "PublishedFile", "address_of", "cache_folder", "obtain", "place_of", "published_for"]
 
 _AUTHORS = "https://huggingface.co/xinlongwang/SOLO/resolve/main/"
 _MMDET = "https://download.openmmlab.com/mmdetection/v2.0/"
 _ADELAIDET = "https://huggingface.co/ZjuCv/AdelaiDet/resolve/main/"
 _NON_COMMERCIAL = "non-commercial use only (licence of the code base)"
-SECONDS = 10.0  # until a host that does not answer counts as out of reach
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,11 @@ _FILES = (
     _adelaidet("solov2_r101_3x", "solov2_r101", "SOLOv2_R101_3x", 39.0),
 )
 
+COCO = "coco"
+"""The checkpoint for everyday photographs: the 80 categories of COCO, Apache-2.0."""
+
 CATALOGUE: dict[str, PublishedFile] = {entry.name: entry for entry in _FILES}
+CATALOGUE[COCO] = CATALOGUE["solov2_r50_3x_mmdet"]
 
 
 def published_for(model: str) -> list[PublishedFile]:
@@ -198,45 +203,51 @@ def published_for(model: str) -> list[PublishedFile]:
     return [entry for entry in _FILES if entry.model == model]
 
 
-def cache_folder() -> Path:
-    """Where downloaded files are kept: ``$INSTSEG_CACHE``, or ``instseg`` in the user's cache folder."""
-    given = os.environ.get("INSTSEG_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "instseg"
+def place_of(entry: PublishedFile) -> Path:
+    """Where a catalogued file lies on this machine once it has been fetched, or has been put by hand."""
+    return cache_folder() / entry.code / entry.file  # files of different publishers may have the same name
+
+
+def address_of(entry: PublishedFile) -> str:
+    """Where a catalogued file is fetched from: its publishers, or the mirror that ``$INSTSEG_MIRROR`` names."""
+    mirror = os.environ.get("INSTSEG_MIRROR")
+    return f"{mirror.rstrip('/')}/{entry.code}/{entry.file}" if mirror else entry.url
 
 
 def obtain(name: str) -> Path:
-    """The local path of a catalogued file, downloaded where it is not there yet.
+    """The local path of a catalogued file, downloaded once where it is not there yet.
+
+    The size is said before, a progress bar shows how far it is, an interrupted download resumes, and the file gets its
+    name only when its digest is the published one and its tensors can be read.
 
     Raises CheckpointError, with the file wanted, where from and where to put it by hand, when it cannot be had, and
-    when its digest is not the published one.
+    when the file that is there is not the published one.
     """
     entry = CATALOGUE[name]
-    # Files of different publishers may have the same name.
-    path = cache_folder() / entry.code / entry.file
-    if not path.is_file():
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with urllib.request.urlopen(entry.url, timeout=SECONDS) as answer, part.open("wb") as file:
-                while block := answer.read(1 << 20):
-                    file.write(block)
-            part.replace(path)
-        except (OSError, urllib.error.URLError) as error:
-            reason = getattr(error, "reason", None) or error
-            raise CheckpointError(
-                f"weights {name} cannot be downloaded ({reason}): get {entry.file} from {entry.url} by hand and put it "
-                f"at {path}, or give its path as weights."
-            ) from None
-        finally:
-            part.unlink(missing_ok=True)
-    if entry.sha256 is not None:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if not digest.startswith(entry.sha256):
-            raise CheckpointError(
-                f"{path} is not the published file (sha256 begins with {digest[:8]}, not {entry.sha256}): it is torn "
-                "or another one; delete it and download it again."
-            )
+    path = place_of(entry)
+    if path.is_file():
+        _check_digest(path, entry)
+        return path
+    wanted = Download(address_of(entry), path, name, entry.sha256)
+    try:
+        download(wanted, lambda part: read_published(part, entry.model))
+    except FetchError as error:
+        raise CheckpointError(
+            f"weights {name} cannot be downloaded ({error}): get {entry.file} from {wanted.url} by hand and put it at "
+            f"{path}, or give its path in place of the name. The bundled nuclei, and training, work without it."
+        ) from None
     return path
+
+
+def _check_digest(path: Path, entry: PublishedFile) -> None:
+    if entry.sha256 is None:
+        return
+    try:
+        digest = digest_of(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; make it readable or delete it.") from None
+    if not digest.startswith(entry.sha256):
+        raise CheckpointError(
+            f"{path} is not the published file (sha256 begins with {digest[:8]}, not {entry.sha256}): it is truncated "
+            "or another one; delete it, and it is downloaded again."
+        )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instseg.core.errors import CheckpointError
+from instseg.core.errors import CheckpointError, ConfigError
 from instseg.core.meta import Categories
 
 FORMAT = "instseg"
@@ -91,16 +91,31 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
                     f"{file} holds tensors but was not written by instseg: it does not say which model it is of."
                 )
             state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  not a dictionary
-        categories = json.loads(metadata["categories"])
+        config, extra = json.loads(metadata["config"]), json.loads(metadata.get("extra", "{}"))
+        categories = _categories(json.loads(metadata["categories"]))
+        if not isinstance(config, dict) or not isinstance(extra, dict):
+            raise ValueError("its configuration is not a mapping")
         return Checkpoint(
             metadata["model"],
-            json.loads(metadata["config"]),
-            Categories(tuple(categories["names"]), tuple(categories["ids"])),
+            config,
+            categories,
             {k: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v for k, v in state.items()},
-            json.loads(metadata.get("extra", "{}")),
+            extra,
         )
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError, ConfigError) as error:
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise CheckpointError(
             f"{file} cannot be read as a safetensors file ({reason}): it is truncated or not ours; copy it again."
         ) from None
+
+
+def _categories(content: Any) -> Categories:
+    """Raises ValueError or ConfigError for anything but names and ids, one for one."""
+    if not isinstance(content, dict):
+        raise ValueError("its categories are not a mapping")
+    names, ids = content["names"], content["ids"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("the names of its categories are not texts")
+    if not isinstance(ids, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise ValueError("the ids of its categories are not whole numbers")
+    return Categories(tuple(names), tuple(ids))

@@ -1,7 +1,6 @@
 """Checkpoints of other code bases: what a file holds, and the same tensors under our names."""
 
 import os
-import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ CAFFE = {
     "pixel_std": (1.0, 1.0, 1.0),
     "antialias": True,  # Pillow's bilinear resizing; mmdetection's is OpenCV's, without
 }
+MOST_NUMBERS = 1 << 32  # in all tensors of a file; a tensor can declare far more than the file holds
 _SPOKEN = {"DecoupledSOLO": "Decoupled SOLO", "SODARSOLOv2": "SODAR* (on SOLOv2)"}
 _BASIC: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "r18", (3, 4, 6, 3): "r34"}  # blocks of each stage
 _BOTTLENECK: dict[tuple[int, ...], str] = {(3, 4, 6, 3): "r50", (3, 4, 23, 3): "r101"}
@@ -86,6 +86,8 @@ def read_published(path: str | os.PathLike[str], model: str | None = None) -> Ch
         )
     fields = _fields_of(published)
     state = {name: published.state.get(name, torch.zeros((), dtype=torch.int64)) for name in _shapes(fitting, fields)}
+    # Only now: a tensor of few stored numbers can have any shape, and a copy in another precision has to be that large.
+    state = {name: v.float() if v.is_floating_point() else v for name, v in state.items()}
     classes = fields["num_classes"]
     categories = coco_categories() if classes == 80 else Categories.from_names([f"class {i}" for i in range(classes)])
     config = build_config(fitting, fields).model_dump(mode="json")
@@ -109,7 +111,13 @@ def identify(state: Mapping[str, Tensor], where: str) -> Published:
             f"{where} looks like {renamed.code} but {len(unknown)} of its tensors have no place in a model of the "
             f"SOLO family: {', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}."
         )
-    fields = _read_fields(renamed.state)
+    try:
+        fields = _read_fields(renamed.state)
+    except (ValueError, TypeError, IndexError):  # a tensor with fewer dimensions than it has in any network
+        raise CheckpointError(
+            f"{where} looks like {renamed.code}, but some of its tensors have other shapes than in any model of the "
+            "SOLO family: it is damaged, or not a checkpoint."
+        ) from None
     if renamed.code == "AdelaiDet":
         fields |= CAFFE
         for name, tensor in normalised.items():  # where the file says how it normalises, it knows best
@@ -180,12 +188,16 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: give the path of a downloaded checkpoint.")
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, about how the file was written
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a foreign file can make the reader stumble in any way
+        if "Unsupported" in str(error) and "operand 80" not in str(error):  # 80: a "P", of a zip file that is cut off
+            raise CheckpointError(
+                f"{path} holds Python objects, which are never run: save its state_dict alone."
+            ) from None
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint of tensors ({reason[:120]}): it is truncated, no checkpoint, or "
-            "holds Python objects, which are never run; download it again, or save its state_dict alone."
+            f"{path} cannot be read as a checkpoint: it is truncated or another kind of file; download it again."
         ) from None
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -193,5 +205,14 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors by name: give a checkpoint with a state_dict.")
+    if not all(isinstance(k, str) and _is_plain(v) for k, v in tensors.items()):
+        raise CheckpointError(f"{path} is not a checkpoint of a network: its tensors have no names, or are not dense.")
+    if sum(v.numel() for v in tensors.values()) > MOST_NUMBERS:
+        raise CheckpointError(f"{path} declares tensors of impossible sizes: it is damaged, or not a checkpoint.")
     # A network that was saved as the module of a parallel wrapper says so in every name.
-    return {k.removeprefix("module."): v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    return {k.removeprefix("module."): v for k, v in tensors.items()}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    stored = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
+    return stored and not tensor.is_complex()

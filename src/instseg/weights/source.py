@@ -1,31 +1,65 @@
-"""Whatever ``weights=`` names, as a checkpoint."""
+"""Whatever ``weights=`` or MODEL names, as a checkpoint."""
 
 import os
+from importlib.resources import as_file, files
 from pathlib import Path
 
-from instseg.core.errors import CheckpointError
+from instseg.core.errors import CheckpointError, did_you_mean
+from instseg.core.files import make_writable
 from instseg.weights.catalogue import CATALOGUE, obtain
 from instseg.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from instseg.weights.published import read_published
+from instseg.weights.run_folder import STATE, WEIGHTS, read_run_folder
 
-FOREIGN = (".pth", ".pt", ".pkl")
+BUNDLED = {"nuclei": "nuclei/nuclei.safetensors"}
 
 
 def read_weights(weights: str | os.PathLike[str], model: str | None = None) -> Checkpoint:
-    """The checkpoint in a ``.safetensors`` file of ours, a ``.pth`` of another code base, or under a catalogued name.
+    """The checkpoint that a path or a name stands for.
 
     Args:
-        weights: a path or a name of the catalogue.
+        weights: a ``.safetensors`` file of ours, a file of another code base, a run folder, the name of a bundled or of
+            a catalogued checkpoint. A file or a run folder comes before a catalogued name, any other folder after.
         model: the zoo's name that a foreign file must fit; None finds it.
 
-    Raises CheckpointError when there is none, or it does not fit.
+    Raises:
+        CheckpointError: there is none, or it cannot be read, or does not fit.
     """
     text = os.fspath(weights)
-    if text in CATALOGUE and not Path(text).exists():
+    path = Path(text)
+    if text in BUNDLED:
+        with as_file(files("instseg") / "assets" / BUNDLED[text]) as bundled:
+            return read_checkpoint(bundled)
+    if path.is_file():
+        return _read_file(path, model)
+    if is_run_folder(path):
+        return read_run_folder(path)
+    if text in CATALOGUE:
         return read_published(obtain(text), model or CATALOGUE[text].model)
-    if Path(text).suffix.lower() in FOREIGN:
-        return read_published(text, model)
-    return read_checkpoint(text)
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path} holds none of {', '.join((*WEIGHTS, STATE))}: give the folder of a training run, or a file."
+        )
+    known = did_you_mean(text, [*BUNDLED, *CATALOGUE])
+    raise CheckpointError(f"{path} does not exist: give a .safetensors file, a run folder, nuclei or coco.{known}")
+
+
+def is_run_folder(path: Path) -> bool:
+    """Whether a folder holds the weights of a training run, finished or not."""
+    return any((path / name).is_file() for name in (*WEIGHTS, STATE, f"{STATE}.prev"))
+
+
+def _read_file(path: Path, model: str | None) -> Checkpoint:
+    """By what the file holds: its name may be anybody's."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; make it readable.") from None
+    if path.name in (STATE, f"{STATE}.prev"):
+        raise CheckpointError(f"{path} is the state of a training run: give its folder, {path.parent}.")
+    ours = start[8:9] == b"{" or path.suffix.lower() == ".safetensors"
+    return read_published(path, model) if start[:2] == b"PK" or not ours else read_checkpoint(path)
 
 
 def convert(
@@ -41,8 +75,12 @@ def convert(
 
     Raises CheckpointError when it cannot be read, does not fit, or cannot be written.
     """
+    target = Path(out)
+    if target.is_dir():
+        raise CheckpointError(f"{target} is a folder: give the name of the .safetensors file to write.")
+    make_writable(target.parent, CheckpointError)
     checkpoint = read_weights(weights, model)
     if model is not None and checkpoint.model != model:
         raise CheckpointError(f"{os.fspath(weights)} is a checkpoint of {checkpoint.model}, not {model}.")
-    write_checkpoint(out, checkpoint, half)
+    write_checkpoint(target, checkpoint, half)
     return checkpoint

@@ -33,6 +33,12 @@ def test_a_byte_order_mark_comments_trailing_commas_and_nan_are_read_over(folder
         assert dataset[0].masks.sum() == 80
 
 
+def test_records_by_id_instead_of_lists_are_read(folder: Any) -> None:
+    for key in ("images", "annotations"):
+        folder.content[key] = {str(entry["id"]): entry for entry in folder.content[key]}
+    assert [len(open_dataset(folder.save())[i].labels) for i in range(2)] == [1, 1]
+
+
 def test_a_windows_encoding_is_read(folder: Any) -> None:
     folder.content["categories"][0]["name"] = "Gerät"
     text = json.dumps(folder.content, ensure_ascii=False)

@@ -92,6 +92,20 @@ def test_what_is_not_recognized_is_answered_with_what_lies_there(folder: Any, tm
     assert "it holds 2 .png, 1 .txt in images/, labels/" in str(caught.value)
 
 
+def test_linked_folders_are_followed(folder: Any, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    (root / "annotations").mkdir(parents=True)
+    (root / "annotations" / "train.json").symlink_to(folder.json)
+    (root / "images").symlink_to(folder.path / "images")
+    assert [record.path for record in open_dataset(root).records] == [root / "images" / f"{n}.png" for n in (1, 2)]
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "export.zip").touch()
+    with pytest.raises(DataError, match="is an archive; unpack it"):
+        open_dataset(tmp_path / "export.zip")
+
+
 def test_images_are_not_taken_from_above_the_data_set(folder: Any, tmp_path: Path) -> None:
     """There the same names may be the mirrored pictures of another set."""
     root = move(folder, tmp_path / "all", "flipped/annotations.json", "images")

@@ -17,10 +17,11 @@ SPLIT_WORDS = {
     "test": ("test", "testing"),
 }
 # Folders of annotation files; their pictures lie beside such a folder.
-_ANNOTATION_FOLDERS = re.compile(r"^(annotations?|anns?|labels?|jsons?|coco|instances?|meta(data)?)$", re.IGNORECASE)
+_ANNOTATION_FOLDERS = re.compile(r"^(annotations?|anns?|labels?|jsons?)$", re.IGNORECASE)
 _PICTURE_FOLDERS = ("images", "image", "imgs", "img", "data", "JPEGImages", "pictures", "photos")
 _ACCEPTED = 'give a folder, a COCO .json, a data .yaml, "shapes" or "nuclei-mini"'
 _YAML_FIELDS = ("root", "train", "val", "test", "images", "train_images", "val_images", "test_images")
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _OTHER_KINDS = ("panoptic segments", "captions")
 # A folder is searched for annotation files this deep, and this many JSON files of one folder are looked into.
 _DEPTH = 4
@@ -64,6 +65,8 @@ def locate(data: Path, split: str) -> Located:
     if data.suffix.lower() == ".json":
         root = _root_of(data)
         return Located(data, _image_folders(data, root), data.parent.name if _of_words(data.stem) else data.stem, root)
+    if data.suffix.lower() in _ARCHIVES:
+        raise DataError(f"{data}: is an archive; unpack it and give the folder.")
     raise DataError(f"{data}: not a data set; {_ACCEPTED}.")
 
 
@@ -242,9 +245,9 @@ def _image_folders(annotations: Path, root: Path) -> tuple[Path, ...]:
         places += [base / name / pictures for name in names for pictures in _PICTURE_FOLDERS[:1]]
         places += [base / name for name in names]
         places.append(base)
-    inside = root.resolve()
     unique = dict.fromkeys(places)
-    return tuple(p for p in unique if p.is_dir() and (p.resolve() == inside or inside in p.resolve().parents))
+    # Not resolved: a link in the data set may lead anywhere.
+    return tuple(place for place in unique if (place == root or root in place.parents) and place.is_dir())
 
 
 # -- YAML ------------------------------------------------------------------------------------------------------

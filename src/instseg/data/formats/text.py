@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 Buffer: TypeAlias = bytes | memoryview | mmap.mmap | msgspec.Raw
 
+_LISTS = ("images", "annotations", "categories")
 # A string, or one of the two kinds of comments; a string, or a comma before a closing bracket.
 _COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\r\n]*|/\*.*?\*/', re.DOTALL)
 _LAST_COMMA = re.compile(r'("(?:\\.|[^"\\])*")|,(?=\s*[\]}])', re.DOTALL)
@@ -114,7 +115,9 @@ def load_json(raw: bytes) -> Any:
 
 def _clean_copy(raw: bytes) -> Text:
     value = load_json(raw)
-    for key in ("images", "annotations", "categories"):
+    if isinstance(value, dict):  # some sets have their records by id instead of in lists
+        value = {key: list(v.values()) if isinstance(v, dict) and key in _LISTS else v for key, v in value.items()}
+    for key in _LISTS:
         if not isinstance(value, dict) or not isinstance(value.get(key), list):
             raise NotReadable(f'is not COCO instance annotations (no list "{key}"); export it as COCO JSON')
     images, annotations = _texts(value["images"]), _texts(value["annotations"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def from_memory(image: Any, rule: ImageRule = ImageRule()) -> Tensor:  # noqa: B
         return _from_array(image, rule)
     if hasattr(image, "convert") and hasattr(image, "getexif"):
         return _from_pil(image, rule)
-    if isinstance(image, bytes | bytearray | memoryview) or hasattr(image, "read"):
+    if isinstance(image, bytes | bytearray | memoryview | os.PathLike) or hasattr(image, "read"):
         return read_image(image, exif=rule.exif, full_scale=rule.full_scale)
     kind = type(image).__name__
     raise DataError(f"{kind} is not an image; pass a path, address, PIL image, NumPy array or tensor.")
@@ -51,7 +52,7 @@ def _from_pil(image: Any, rule: ImageRule) -> Tensor:
     from PIL import Image, ImageOps
 
     name = source_name(image)
-    content = _unread_file(image)
+    content = _unread_file(image, rule)
     if content is not None:
         try:
             return read_image(content, exif=rule.exif, full_scale=rule.full_scale)
@@ -77,8 +78,8 @@ def _from_pil(image: Any, rule: ImageRule) -> Tensor:
     return to_tensor(pixels)
 
 
-def _unread_file(image: Any) -> bytes | None:
-    """The file of a PIL image that has not been decoded, where decoding it here keeps samples that Pillow cuts off.
+def _unread_file(image: Any, rule: ImageRule) -> bytes | None:
+    """The file of a PIL image that is not decoded yet, where Pillow would cut off samples, or turn what must not be.
 
     The image itself stays as it is.
     """
@@ -87,7 +88,7 @@ def _unread_file(image: Any) -> bytes | None:
         return None
     if image.format not in _DEEP_FORMATS or image.tell() != 0:
         return None
-    if not declares_wide(image):
+    if not declares_wide(image) and (rule.exif or image.format != "TIFF"):
         return None
     try:
         place = file.tell()

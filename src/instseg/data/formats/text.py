@@ -116,7 +116,9 @@ def load_json(raw: bytes) -> Any:
 def _clean_copy(raw: bytes) -> Text:
     value = load_json(raw)
     if isinstance(value, dict):  # some sets have their records by id instead of in lists
-        value = {key: list(v.values()) if isinstance(v, dict) and key in _LISTS else v for key, v in value.items()}
+        value = {
+            key: list(v.values()) if v and isinstance(v, dict) and key in _LISTS else v for key, v in value.items()
+        }
     for key in _LISTS:
         if not isinstance(value, dict) or not isinstance(value.get(key), list):
             raise NotReadable(f'is not COCO instance annotations (no list "{key}"); export it as COCO JSON')

@@ -78,6 +78,7 @@ class SplitStatistics:
 
     Attributes:
         split: train, val or test.
+        file: its annotation file; empty where it is drawn.
         images: usable ones.
         empty_images: of these, without an object.
         objects: usable ones, without crowds.
@@ -91,6 +92,7 @@ class SplitStatistics:
     """
 
     split: str
+    file: str = ""
     images: int = 0
     empty_images: int = 0
     objects: int = 0
@@ -111,6 +113,7 @@ class SplitStatistics:
         lines = [
             f"{self.split}: {_count(self.images, 'image')} ({self.empty_images} without objects), "
             f"{_count(self.objects, 'object')}, {_count(self.crowds, 'crowd region')}",
+            *([f"  annotations      {self.file}"] if self.file else []),
             f"  image sides      {_spread([side for size in self.image_sizes for side in size])} pixels",
             f"  objects an image {_spread(self.per_image)}",
         ]
@@ -202,6 +205,8 @@ def check_dataset(
     for split in _splits_to_check(data, report):
         dataset = _check_split(data, split, report, track, crowd)
         report.statistics.append(_statistics(dataset, split))
+        if dataset is not None and str(data) != "shapes":
+            report.statistics[-1].file = str(locate(data_path(data), split).annotations)
         if dataset is not None:
             sets[split] = dataset
     _compare(sets, report)

@@ -112,9 +112,11 @@ class _Opener:
         self.exif[:] = exif
         for i, (shown, stored) in headers.items():
             height, width = self.sizes[i].tolist()
-            if not height:
-                self.sizes[i] = shown if exif else stored
-                continue
+            if not (height and width):  # the side that is known, if one is, decides which way it is
+                either = (shown, stored) if exif else (stored, shown)
+                fitting = [size for size in either if height in (0, size[0]) and width in (0, size[1])]
+                height, width = fitting[0] if fitting else (height, width)
+                self.sizes[i] = height, width
             if (height, width) not in (shown, stored):
                 self.usable[i] = False
                 found = f"{shown[1]} x {shown[0]}, the record says {width} x {height} (width x height)"

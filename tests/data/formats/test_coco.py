@@ -68,6 +68,13 @@ def test_sizes_that_a_record_lacks_come_from_the_picture(folder: Any, absent: An
     assert dataset[0].masks.sum() == 80
 
 
+def test_one_known_side_is_compared_alone(folder: Any) -> None:
+    del folder.content["images"][0]["width"]
+    folder.content["images"][1].update(width=None, height=31)
+    with pytest.raises(DataError, match=r"image 2 .*the record says 0 x 31"):
+        open_dataset(folder.save())
+
+
 def test_a_broken_size_is_taken_from_the_picture_and_reported(folder: Any) -> None:
     folder.content["images"][0]["width"] = 40.5
     assert open_dataset(folder.save()).sizes[0].tolist() == [30, 40]

@@ -81,6 +81,13 @@ def test_two_files_that_fit_one_split_are_named(folder: Any, tmp_path: Path) -> 
         open_dataset(root)
 
 
+def test_two_years_of_one_split_are_asked_about(folder: Any, tmp_path: Path) -> None:
+    root = move(folder, tmp_path / "coco", "annotations/instances_train2014.json", "train2014")
+    move(folder, root, "annotations/instances_train2017.json", "train2017")
+    with pytest.raises(DataError, match=r"instances_train2014.json, annotations/instances_train2017.json"):
+        open_dataset(root)
+
+
 def test_what_is_not_recognized_is_answered_with_what_lies_there(folder: Any, tmp_path: Path) -> None:
     root = tmp_path / "yolo"
     shutil.copytree(folder.path / "images", root / "images")

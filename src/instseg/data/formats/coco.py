@@ -177,7 +177,7 @@ class _Builder:
             height, width = (side or 0 for side in size)
             self.images[key] = len(self.names)
             self.names.append(name)
-            self.sizes.append((height, width) if height and width else (0, 0))
+            self.sizes.append((height, width))
 
     def _image_ids(self) -> npt.NDArray[Any]:
         keys = list(self.images)
@@ -226,7 +226,8 @@ class _Table:
             return
         crowd = _truth(row.iscrowd)
         try:
-            parts = _look(row.segmentation, self.builder.sizes[image])
+            size = self.builder.sizes[image]
+            parts = _look(row.segmentation, size if all(size) else (0, 0))
         except BadSegmentation as bad:
             self.builder.note(bad.kind, bad.severity, _name(row, position), bad.message)
             return

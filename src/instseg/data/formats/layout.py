@@ -131,8 +131,6 @@ def _recognized(folder: Path) -> dict[str, list[Path]]:
     for split, entries in ranked.items():
         best = min(rank for rank, _ in entries)
         found[split] = sorted(file for rank, file in entries if rank == best)
-        if len({re.sub(r"\d+", "", file.name) for file in found[split]}) == 1:
-            del found[split][1:]  # instances_train2014.json beside instances_train2017.json
     return found
 
 

@@ -11,7 +11,7 @@ import yaml
 from instseg.core.errors import CheckpointError, ConfigError, DataError
 from instseg.infer.model import load
 from instseg.models import build_config
-from instseg.training import run
+from instseg.training import plan
 from instseg.training.checkpoint import load_state
 from instseg.training.recipe import Recipe
 from instseg.training.run import at_model_scale, train
@@ -77,8 +77,8 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(finished: Path, coco_folde
 
 
 def test_resume_wants_the_same_recipe_and_names_what_differs(finished: Path, coco_folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"epochs was 1, now 7"):
-        small(coco_folder, finished, resume=True, epochs=7)
+    with pytest.raises(ConfigError, match=r"lr was 0\.001, now 0\.1; .*--weights"):
+        small(coco_folder, finished, resume=True, lr=0.1)
     with pytest.raises(ConfigError, match=r"tower_channels was 32, now 64"):
         small(coco_folder, finished, resume=True, tower_channels=64)
     with pytest.raises(ConfigError, match="trains solov2_r18, not solov2_r50"):
@@ -157,7 +157,7 @@ def test_a_structure_asked_for_that_is_not_the_checkpoints_is_refused(
 @pytest.mark.parametrize("weights", ["nowhere.safetensors", "empty"])
 def test_weights_that_are_not_there_are_one_line(coco_folder: Path, tmp_path: Path, weights: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="weights=") as error:
+    with pytest.raises(CheckpointError, match=r"nowhere|empty") as error:
         train(coco_folder, out=tmp_path / "a", weights=tmp_path / weights, progress=False)
     assert "\n" not in str(error.value)
 
@@ -172,7 +172,7 @@ def test_without_a_split_to_evaluate_on_the_run_says_so(write_squares: Any, tmp_
 
 def test_a_lone_json_is_not_evaluated_on_what_it_trains_on(write_squares: Any, tmp_path: Path) -> None:
     write_squares(tmp_path / "data", 3)
-    result = small(tmp_path / "data" / "annotations" / "train.json", tmp_path / "a")
+    result = small(tmp_path / "data" / "annotations" / "train.json", tmp_path / "a", val_split=0)
     assert result["best_ap"] is None
     assert "one split" in (tmp_path / "a" / "log.txt").read_text()
 
@@ -253,4 +253,4 @@ def test_the_seed_decides_the_first_weights(coco_folder: Path, tmp_path: Path) -
 
 
 def test_fields_free_on_resume_exist() -> None:
-    assert set(Recipe.model_fields) >= run.FREE_ON_RESUME
+    assert set(Recipe.model_fields) >= plan.FREE_ON_RESUME

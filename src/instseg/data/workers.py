@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
@@ -26,7 +26,7 @@ STOP_SIGNALS = tuple(
 _PATIENCE = 5.0
 
 
-def batches_of(loader: "DataLoader[Any]") -> Iterator[Any]:
+def batches_of(loader: "DataLoader[Any]") -> Generator[Any]:
     """Iterate over a loader whose processes ignore SIGINT, SIGTERM and SIGHUP.
 
     The main process decides what a signal means. The loader processes end when the iteration does, whether it is

@@ -1,23 +1,16 @@
-"""Files that are either whole or absent: written beside their place, flushed to the disk, then moved.
-
-``last.ckpt`` is a ``torch.save`` file that loads with ``weights_only=True``. Its zip container holds a CRC-32
-of every record, so a torn or damaged file is told apart from a whole one before anything is loaded; the file
-it replaced stays beside it as ``last.ckpt.prev`` and is used instead.
-"""
+"""Files that are either whole or absent: written beside their place, flushed to the disk, then moved."""
 
 import os
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 
 from instseg.core.errors import CheckpointError, InstsegError
+from instseg.weights.training_state import FORMAT, State, load_state, previous_of
 
-FORMAT = "instseg training state 1"
-State = dict[str, Any]
+__all__ = ["State", "load_state", "previous_of", "put_in_place", "replace_file", "replace_with", "save_state"]
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object], *, keep_previous: bool = False) -> None:
@@ -65,50 +58,9 @@ def put_in_place(temporary: Path, path: Path, *, keep_previous: bool = False) ->
             os.close(folder)
 
 
-def previous_of(path: Path) -> Path:
-    """Where the checkpoint that ``path`` replaced is kept."""
-    return path.with_name(path.name + ".prev")
-
-
 def save_state(path: Path, state: State) -> None:
     """Write the whole state of a run to ``path``, keeping the file before it; see :func:`replace_file`."""
     replace_file(path, lambda file: torch.save({"format": FORMAT, **state}, file), keep_previous=True)
-
-
-def load_state(path: Path) -> tuple[State, str | None]:
-    """The newest whole state at ``path``, and a line about it when that is not ``path`` itself.
-
-    Tensors are on the CPU. Raises :class:`CheckpointError` when neither ``path`` nor the one before it is whole,
-    and :class:`FileNotFoundError` when there is neither.
-    """
-    candidates = [file for file in (path, previous_of(path)) if file.exists()]
-    if not candidates:
-        raise FileNotFoundError(path)
-    faults = []
-    for file in candidates:
-        fault = _fault(file)
-        if fault is not None:
-            faults.append(f"{file} {fault}")
-            continue
-        state: State = torch.load(file, map_location="cpu", weights_only=True)
-        if state.get("format") != FORMAT:
-            faults.append(f"{file} is not a training state of this version of instseg")
-            continue
-        notice = f"{faults[0]}; going on from {file.name}" if faults else None
-        if file != path and not faults:
-            notice = f"{path} is missing; going on from {file.name}"
-        return state, notice
-    raise CheckpointError("; ".join(faults) + "; start again without resume, in another folder")
-
-
-def _fault(file: Path) -> str | None:
-    """What is wrong with a checkpoint file, or None; reads all of it."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:
-        return f"is torn ({error})"
-    return None if damaged is None else f"is damaged (record {damaged})"
 
 
 def _not_written(path: Path, temporary: Path, error: Exception) -> CheckpointError:
@@ -116,4 +68,4 @@ def _not_written(path: Path, temporary: Path, error: Exception) -> CheckpointErr
     cause = next((e for e in (error.__context__, error) if isinstance(e, OSError) and e.strerror), None)
     reason = cause.strerror if cause is not None else " ".join(str(error).split())[:160]
     kept = f"; the file before it is intact: {path}" if path.exists() else ""
-    return CheckpointError(f"could not write {path}: {reason}{kept}; make room and go on with resume")
+    return CheckpointError(f"could not write {path}: {reason}{kept}; make room, then resume")

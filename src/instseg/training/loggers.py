@@ -1,4 +1,4 @@
-"""What a run tells: lines on the screen and in log.txt, a progress bar, metrics.csv, TensorBoard."""
+"""What a run reports: lines on the screen and in log.txt, a progress bar, metrics.csv, TensorBoard."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from instseg.training.checkpoint import replace_file
 if TYPE_CHECKING:
     from rich.console import Console
 
-Row = Mapping[str, float | int]
+Row = Mapping[str, float | int | None]
 
 
 def write_metrics(path: Path, history: Sequence[Row]) -> None:
@@ -51,7 +51,8 @@ class RunLog:
         """A line for the screen and log.txt, there with the time."""
         self.record(text)
         if self.console is not None:
-            self.console.print(text, markup=False)
+            with suppress(OSError):  # the terminal is gone, the run is not
+                self.console.print(text, markup=False)
 
     def record(self, text: str) -> None:
         """A line for log.txt alone."""
@@ -81,9 +82,15 @@ class RunLog:
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
         )
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        progress = Progress(*columns, console=self.console, transient=True)
+        try:
+            with suppress(OSError):  # the terminal is gone, the run is not
+                progress.start()
             task = progress.add_task(title, total=total, completed=done, text="")
             yield lambda text: progress.update(task, advance=1, text=text)
+        finally:
+            with suppress(OSError):
+                progress.stop()
 
     def close(self) -> None:
         """Close log.txt and the event file."""

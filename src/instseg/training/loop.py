@@ -2,21 +2,23 @@
 
 Every random number is drawn from its place in the run: the order of the images from (seed, epoch), a sample's
 augmentation from (seed, epoch, index), what the network draws from (seed, epoch, update, process). A run that
-goes on from a checkpoint therefore repeats the run that was never interrupted.
+resumes from a checkpoint therefore repeats the run that was never interrupted.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from instseg.core.errors import InstsegError
 from instseg.data.batch import Batch
 from instseg.data.dataset import InstanceDataset
 from instseg.training.checkpoint import replace_with, save_state
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
     from instseg.infer.model import InstanceModel
 
 Evaluate = Callable[["InstanceModel"], Mapping[str, float]]
-"""Takes a model in eval mode; gives the columns of metrics.csv, ``ap`` (mask AP) among them."""
+"""Takes a model in eval mode; returns columns of metrics.csv, ``ap`` (mask AP) among them. A value below 0 or NaN could
+not be measured."""
+COLUMNS = ("ap", "ap50", "ap75", "box_ap")
 
 
 @dataclass
@@ -46,10 +50,16 @@ class Progress:
     update: int = 0  # finished updates of the epoch under way
     sums: dict[str, float] = field(default_factory=dict)  # of losses and gradient norms over those updates
     seconds: float = 0.0  # spent on those updates
-    history: list[dict[str, float | int]] = field(default_factory=list)  # a row per finished epoch
+    history: list[dict[str, float | int | None]] = field(default_factory=list)  # a row per finished epoch
     best: float | None = None  # mask AP of best.safetensors
     best_epoch: int = 0
-    stale: int = 0  # evaluations since then
+    stale: int = 0  # evaluations since the AP last rose
+    failed: bool = False  # the evaluation after the last finished epoch
+
+    @classmethod
+    def from_state(cls, saved: Mapping[str, Any]) -> "Progress":
+        """As :func:`dataclasses.asdict` saved it, in whatever version."""
+        return cls(**{f.name: saved[f.name] for f in fields(cls) if f.name in saved})
 
 
 class Losses(nn.Module):
@@ -77,6 +87,7 @@ class Trainer:
         log: RunLog,
         evaluate: Evaluate | None = None,
         extra_state: Mapping[str, Any] | None = None,
+        interrupt: Interrupt | None = None,
     ) -> None:
         self.model, self.data, self.recipe, self.folder = model, data, recipe, folder
         self.accelerator, self.log, self.evaluate = accelerator, log, evaluate
@@ -84,8 +95,8 @@ class Trainer:
         self.progress = Progress()
         group: int = accelerator.num_processes * recipe.accumulate
         self.group, self.total_batch = group, group * recipe.batch
-        # Records may be made on demand: their sizes are asked for only where they matter.
-        self.wide = [r.width >= r.height for r in data.records] if recipe.aspect_groups else [True] * len(data)
+        sizes = data.sizes
+        self.wide = sizes[:, 1] >= sizes[:, 0] if recipe.aspect_groups else np.ones(len(data), dtype=bool)
         self.per_epoch: int = len(self._batches(0)) // group
         self.lr = total_rate(recipe.lr, self.total_batch, recipe.base_batch)
         if recipe.channels_last:
@@ -97,20 +108,25 @@ class Trainer:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         warmup = warmup_updates(recipe, recipe.epochs * self.per_epoch)
         self.stuck = StuckWatch(recipe.stuck_updates, warmup)
-        self.interrupt = Interrupt()
+        self.interrupt = interrupt or Interrupt()
         self.saved_at = time.monotonic()
+        self.left_out: str | None = None  # the last line about it
+        self.unmeasured = False  # that no AP can be measured has been said
 
     # -- the run -------------------------------------------------------------------------------------------
 
     def fit(self) -> Progress:
         """Train to the end, or until patience runs out.
 
-        Raises :class:`TrainingError` when a loss is no number, :class:`TrainingInterrupted` (after saving) on
-        Ctrl-C or SIGTERM, and :class:`CheckpointError` when the disk is full.
+        Raises :class:`TrainingError` when a loss is not a number, :class:`TrainingInterrupted` (after saving) on
+        Ctrl-C, SIGTERM or SIGHUP, and :class:`CheckpointError` when the disk is full.
         """
         p = self.progress
-        self._write(self._save_state)
+        self._write(self._save)
+        self._say_left_out()
         with self.interrupt.held():
+            if p.failed and p.update == 0 and self.evaluate is not None:
+                self._evaluate_again()
             while p.epoch < self.recipe.epochs and not self._patience_is_out():
                 try:
                     self._train_epoch()
@@ -129,9 +145,9 @@ class Trainer:
         p = self.progress
         self.data.set_epoch(p.epoch)
         self.network.train()
-        batches = self._load(p.epoch, skip=p.update * self.recipe.accumulate)
         title = f"epoch {p.epoch + 1}/{self.recipe.epochs}"
-        with self.log.bar(self.per_epoch, p.update, title) as advance:
+        loaded = closing(self._load(p.epoch, skip=p.update * self.recipe.accumulate))
+        with loaded as batches, self.log.bar(self.per_epoch, p.update, title) as advance:
             start = time.perf_counter()
             while micro := list(islice(batches, self.recipe.accumulate)):
                 values, stop, save = self._update(micro)
@@ -144,33 +160,50 @@ class Trainer:
                 if stop:
                     self._stop()
                 if save:
-                    self._write(self._save_state)
+                    self._write(self._save)
                 start = time.perf_counter()
 
     def _finish_epoch(self) -> None:
         p = self.progress
         every = self.recipe.evaluate_every
-        last = p.epoch + 1 == self.recipe.epochs
-        row: dict[str, float | int] = {"epoch": p.epoch + 1, "updates": self._updates_done(), "lr": self._rate()}
+        last = p.epoch + 1 >= self.recipe.epochs
+        due = self.evaluate is not None and every > 0 and (last or (p.epoch + 1) % every == 0)
+        self._say_left_out()
+        if due:  # nothing that happens in an evaluation costs the epoch
+            self._write(self._save)
+        metrics = self._evaluate() if due else {}
+        row: dict[str, float | int | None] = {"epoch": p.epoch + 1, "updates": self._updates_done(), "lr": self._rate()}
         row |= {name: total / self.per_epoch for name, total in p.sums.items()}
         row["images_per_second"] = self.per_epoch * self.total_batch / max(p.seconds, 1e-9)
         row["seconds"] = p.seconds
-        metrics: dict[str, float] = {}
-        if self.evaluate is not None and every and (last or (p.epoch + 1) % every == 0):
-            metrics = self._evaluate()
         p.history.append(row | metrics)
-        better = bool(metrics) and (p.best is None or metrics["ap"] > p.best)
-        if better:
-            p.best, p.best_epoch = metrics["ap"], p.epoch + 1
-        p.stale = 0 if better else p.stale + bool(metrics)
         p.epoch, p.update, p.sums, p.seconds = p.epoch + 1, 0, {}, 0.0
-        if better:
+        chosen = self._choose(metrics)
+        self._write(self._save_state if due else self._save)
+        self._write(lambda: write_metrics(self.folder / "metrics.csv", p.history))
+        self._tell(p.history[-1], chosen)
+
+    def _choose(self, metrics: Mapping[str, float | None]) -> bool:
+        """Keep the weights of the epoch just finished where no AP was higher: of equal ones the latest are the best."""
+        p, ap = self.progress, metrics.get("ap")
+        if ap is None:
+            return False
+        chosen = p.best is None or ap >= p.best
+        p.stale = 0 if p.best is None or ap > p.best else p.stale + 1
+        if chosen:
+            p.best, p.best_epoch = ap, p.epoch
             self._write(lambda: self._save_weights("best.safetensors"))
-        if metrics or every == 0:
-            self._write(self._save_weights)
+        return chosen
+
+    def _evaluate_again(self) -> None:
+        """The evaluation that failed after the last finished epoch."""
+        p = self.progress
+        metrics = self._evaluate()
+        p.history[-1] |= metrics
+        chosen = self._choose(metrics)
         self._write(self._save_state)
         self._write(lambda: write_metrics(self.folder / "metrics.csv", p.history))
-        self._tell(p.history[-1], better)
+        self._tell(p.history[-1], chosen)
 
     # -- one update ----------------------------------------------------------------------------------------
 
@@ -214,14 +247,15 @@ class Trainer:
         return values, numbers[-2] > 0, numbers[-1] > 0
 
     def _check(self, values: Mapping[str, float], batches: list[Batch]) -> None:
-        """Refuse what is no number, naming the images of all processes."""
+        """Refuse what is not a number, naming the images of all processes."""
         if all(math.isfinite(value) for value in values.values()):
             return
         from accelerate.utils import gather_object
 
-        records = {record.image_id: record.file_name for record in self.data.records}
-        ids = gather_object([int(i) for batch in batches for i in batch.image_ids])
-        images = [f"{i} ({records.get(i, '?')})" for i in ids]
+        known = self.data.image_ids.tolist()
+        names = {i: self.data.file_name(known.index(i)) for batch in batches for i in batch.image_ids if i in known}
+        mine = [f"{i} ({names.get(i, '?')})" for batch in batches for i in batch.image_ids]
+        images = gather_object(mine)
         place = f"epoch {self.progress.epoch + 1}, update {self.progress.update + 1} of {self.per_epoch}"
         check_finite(values, images, place, str(self.folder / "last.ckpt"))
 
@@ -231,7 +265,7 @@ class Trainer:
         r = self.recipe
         return epoch_batches(self.wide, r.batch, self.group, r.seed, epoch, r.aspect_groups)
 
-    def _load(self, epoch: int, skip: int) -> Iterator[Batch]:
+    def _load(self, epoch: int, skip: int) -> Generator[Batch]:
         """This process' batches of an epoch from the ``skip``-th on, without loading the ones before."""
         a = self.accelerator
         mine = self._batches(epoch)[a.process_index :: a.num_processes][skip:]
@@ -265,31 +299,64 @@ class Trainer:
         )
         self.log.scalars({**values, "lr": self._rate(), "images_per_second": speed}, done)
 
-    def _evaluate(self) -> dict[str, float]:
-        """Evaluate the averaged weights where there are any, on the main process; the others wait."""
-        if time.monotonic() - self.saved_at > 60 * self.recipe.checkpoint_minutes:
-            self._write(self._save_state)
+    def _evaluate(self) -> dict[str, float | None]:
+        """Evaluate the averaged weights where there are any, on the main process; the others wait.
+
+        Returns a row's columns; None for what could not be measured.
+        """
         from accelerate.utils import broadcast_object_list
 
-        metrics: dict[str, float] | None = {}
+        found: Mapping[str, float] | None = {}
+        fault: str | None = None
         if self.accelerator.is_main_process and self.evaluate is not None:
             try:
                 with self.interrupt.at_once():
-                    metrics = dict(self.evaluate(self._weights().eval()))
+                    found = dict(self.evaluate(self._weights().eval()))
             except KeyboardInterrupt:
-                metrics = None
-        metrics = broadcast_object_list([metrics])[0]
-        if metrics is None:  # the epoch's updates are all done and counted, so this is a state to go on from
+                found = None
+            except Exception as error:  # whatever it is, training does not depend on it
+                fault = self._why(error)
+        found, fault = broadcast_object_list([found, fault])
+        if found is None:  # the epoch's updates are all done and counted, so this is a state to resume from
             self._stop()
-        return metrics
+        self.progress.failed = fault is not None
+        if fault is not None:
+            self.log.line(
+                f"warning: the evaluation failed ({fault}); the epoch is saved, and evaluation is tried again after "
+                "the next one, or with --resume"
+            )
+        columns = {name: v if math.isfinite(v) and v >= 0 else None for name, v in found.items()}
+        if fault is None and columns.get("ap") is None and not self.unmeasured:
+            self.unmeasured = True
+            self.log.line(
+                "warning: the evaluation has nothing to find, so there is no AP: best.safetensors will be the last "
+                "weights"
+            )
+        return {**dict.fromkeys(COLUMNS), **columns}
 
-    def _tell(self, row: Mapping[str, float | int], better: bool) -> None:
+    def _why(self, error: Exception) -> str:
+        """An evaluation's failure in one line."""
+        text = " ".join(str(error).split())[:300]
+        if isinstance(error, InstsegError):
+            return text.rstrip(".")
+        if isinstance(error, torch.OutOfMemoryError):
+            return f"out of GPU memory with evaluate_batch={self.recipe.evaluate_batch or self.recipe.batch}: lower it"
+        return f"unexpected {type(error).__name__}: {text}"
+
+    def _say_left_out(self) -> None:
+        """What the data set has left out, where that has changed."""
+        line = self.data.left_out_line()
+        if line is not None and line != self.left_out:
+            self.left_out = line
+            self.log.line(f"warning: {line}")
+
+    def _tell(self, row: Mapping[str, float | int | None], best: bool) -> None:
         parts = [f"epoch {row['epoch']}/{self.recipe.epochs}: loss {row['loss']:.4f}"]
-        if "ap" in row:
-            parts.append(f"mask AP {row['ap']:.4f} AP50 {row['ap50']:.4f}{' (best so far)' if better else ''}")
+        if row.get("ap") is not None:
+            parts.append(f"mask AP {row['ap']:.4f} AP50 {row['ap50']:.4f}{' (best so far)' if best else ''}")
         parts.append(f"{row['images_per_second']:.1f} images/s")
         self.log.line(", ".join(parts))
-        self.log.scalars({k: float(v) for k, v in row.items() if "ap" in k}, int(row["updates"]))
+        self.log.scalars({k: float(v) for k, v in row.items() if "ap" in k and v is not None}, self._updates_done())
 
     # -- keeping -------------------------------------------------------------------------------------------
 
@@ -301,6 +368,15 @@ class Trainer:
     def _write(self, write: Callable[[], None]) -> None:
         if self.accelerator.is_main_process:
             write()
+
+    def _save(self) -> None:
+        """The state to resume from, and the weights to use meanwhile."""
+        self._save_state()
+        if not self._updates_done():
+            return
+        self._save_weights()
+        if self.progress.best is None and (self.folder / "best.safetensors").exists():  # of a run that was shorter
+            self._save_weights("best.safetensors")
 
     def _save_weights(self, name: str = "last.safetensors") -> None:
         replace_with(self.folder / name, self._weights().save)
@@ -322,8 +398,8 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state that :meth:`fit` wrote, on the same data, recipe and number of images an update."""
-        self.progress = Progress(**state["progress"])
+        """Resume from a state that :meth:`fit` wrote, on the same data, recipe and number of images an update."""
+        self.progress = Progress.from_state(state["progress"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
@@ -333,9 +409,9 @@ class Trainer:
         self._write(lambda: write_metrics(self.folder / "metrics.csv", self.progress.history))
 
     def _stop(self) -> NoReturn:
-        self._write(self._save_state)
+        self._write(self._save)
         p = self.progress
         raise TrainingInterrupted(
-            f"stopped in epoch {p.epoch + 1} after update {p.update} of {self.per_epoch}; everything is in "
-            f"{self.folder / 'last.ckpt'}: the same call with --resume (resume=True) goes on"
+            f"interrupted in epoch {p.epoch + 1} after update {p.update} of {self.per_epoch}; everything is in "
+            f"{self.folder / 'last.ckpt'}: the same call with --resume (resume=True) continues the run."
         )

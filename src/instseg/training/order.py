@@ -1,16 +1,18 @@
 """The order of the images: a function of (seed, epoch), cut into batches that every process can work out alone."""
 
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from instseg.core.errors import InstsegError
 from instseg.data.batch import Batch, Sample, collate
 from instseg.data.dataset import InstanceDataset
+from instseg.data.workers import batches_of
 from instseg.infer.environment import cores
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ def seed_of(*position: int) -> int:
 
 
 def epoch_batches(
-    wide: Sequence[bool], batch: int, group: int, seed: int, epoch: int, by_aspect: bool = False
+    wide: Sequence[bool] | npt.NDArray[np.bool_], batch: int, group: int, seed: int, epoch: int, by_aspect: bool = False
 ) -> list[list[int]]:
     """Batches of one epoch: each image at least once, in an order drawn from (seed, epoch).
 
@@ -74,11 +76,6 @@ def _collate(loaded: list[Loaded]) -> Batch | InstsegError:
     )
 
 
-def _leave_interrupts_to_the_main_process(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; a loader that died of it would end the update under way."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def loader_processes(workers: int | None, processes: int) -> int:
     """``workers``, or by default one loader process a free core, at most four."""
     if workers is not None:
@@ -88,7 +85,7 @@ def loader_processes(workers: int | None, processes: int) -> int:
 
 def epoch_loader(
     data: InstanceDataset, batches: list[list[int]], recipe: "Recipe", processes: int, pin: bool
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """The given batches, loaded in this process or in loader processes. Raises what a sample could not be read for."""
     workers = loader_processes(recipe.workers, processes)
     loader: DataLoader[Any] = DataLoader(
@@ -97,10 +94,10 @@ def epoch_loader(
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=pin,
-        worker_init_fn=_leave_interrupts_to_the_main_process,
         generator=torch.Generator().manual_seed(0),  # leaves the global generator alone
     )
-    for batch in loader:
-        if isinstance(batch, InstsegError):
-            raise batch
-        yield batch
+    with closing(batches_of(loader)) as loaded:
+        for batch in loaded:
+            if isinstance(batch, InstsegError):
+                raise batch
+            yield batch

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from instseg.core.errors import ConfigError, did_you_mean
+from instseg.data.crowds import Crowd
 from instseg.data.transforms import Augment
 
 DEFAULT = "finetune"
@@ -23,7 +24,7 @@ ModelFields = Callable[[str], Collection[str]]
 class Recipe(Augment):
     """Everything a training run needs besides the data and the model's own config.
 
-    An *update* is one step of the optimiser; it sees ``batch × accumulate × processes`` images, the total batch.
+    An *update* is one step of the optimizer; it sees ``batch × accumulate × processes`` images, the total batch.
     """
 
     model_config = ConfigDict(
@@ -33,6 +34,11 @@ class Recipe(Augment):
     model: str = Field("solov2_r50", description="name from the zoo")
     data: str | None = Field(None, description="data set; recorded in a run folder, the call's own comes first")
     split: str = Field("train", description="split that is trained on")
+    val_split: float = Field(
+        0.1, ge=0, lt=1, description="part of the images held out where the data has no evaluate_split; 0: none"
+    )
+    crowd: Crowd = Field("auto", description="what iscrowd marks: ignore (crowds), object, or auto: as decided")
+    classes: list[str] | None = Field(None, description="classes to train on, in this order; null: all")
     weights: str | None = Field(None, description="checkpoint to start from: a path or a published name")
     backbone_weights: str | None = Field("auto", description="imagenet, auto, a path, or none")
 
@@ -69,6 +75,7 @@ class Recipe(Augment):
 
     evaluate_every: int = Field(1, ge=0, description="epochs between evaluations; 0: never")
     evaluate_split: str = Field("val", description="split that chooses the best weights")
+    evaluate_batch: int | None = Field(None, ge=1, description="images a forward pass of an evaluation; null: batch")
     patience: int = Field(0, ge=0, description="evaluations without a better AP before stopping; 0: never")
     checkpoint_minutes: float = Field(5.0, ge=0, description="most time between two checkpoints")
     log_every: int = Field(20, ge=1, description="updates between two lines of the log")
@@ -86,6 +93,21 @@ class Recipe(Augment):
             return {k: None if k in words and v in ("none", "None") else v for k, v in values.items()}
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_class_is_a_list(cls, values: Any) -> Any:
+        """``classes=car`` names one class, and a number is a name too."""
+        if isinstance(values, Mapping) and isinstance(values.get("classes"), str | int | float):
+            return {**values, "classes": [str(values["classes"])]}
+        return values
+
+    @field_validator("classes")
+    @classmethod
+    def _each_class_once(cls, names: list[str] | None) -> list[str] | None:
+        if names is not None and (not names or len(set(names)) < len(names)):
+            raise ValueError("name at least one class, and each once")
+        return names
+
 
 class _Loader(yaml.SafeLoader):
     """YAML as people write it: ``1e-3`` is a number although YAML 1.1 wants a dot in it."""
@@ -102,6 +124,20 @@ def parse_value(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError:
         return text
+
+
+def parse_names(text: str) -> Any:
+    """The value of a field that holds names, ``[car, no, 007]`` or ``car``: every name stays as it is written."""
+    if text.strip() in ("", "null", "~", "None"):
+        return None
+    try:
+        value = yaml.load(text, Loader=yaml.BaseLoader)
+    except yaml.YAMLError:
+        value = None
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return value
+    inner = text.strip()
+    return [name.strip() for name in inner[1:-1].split(",")] if inner.startswith("[") else inner
 
 
 def recipe_names() -> list[str]:
@@ -137,6 +173,8 @@ def _fields(text: str, where: str) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{where} must be a flat list of `field: value` lines")
+    if values.get("classes") is not None:  # a class may be called no, or 007
+        values["classes"] = yaml.load(text, Loader=yaml.BaseLoader)["classes"]
     return values
 
 
@@ -145,7 +183,7 @@ def load_recipe(
 ) -> tuple[Recipe, dict[str, Any]]:
     """A recipe with ``overrides`` laid over it, and what in it belongs to the model's config.
 
-    ``model_fields`` are the names of the model's config fields, or a function that gives them for the model's
+    ``model_fields`` are the names of the model's config fields, or a function that returns them for the model's
     name. Text values in ``overrides`` are read as YAML. Raises :class:`ConfigError` for a field that neither
     knows, with the nearest one that is known, and for a value of the wrong type or range. Only fields of a bundled
     recipe that ``overrides`` applies to another method, which has no such field, are left out.
@@ -160,8 +198,12 @@ def load_recipe(
 
 
 def parsed(overrides: Mapping[str, object]) -> dict[str, Any]:
-    """Overrides with their text values read as YAML."""
-    return {key: parse_value(v) if isinstance(v, str) else v for key, v in overrides.items()}
+    """Overrides with their text values read as YAML, the names of classes as they are written."""
+    return {key: _parsed(key, v) if isinstance(v, str) else v for key, v in overrides.items()}
+
+
+def _parsed(key: str, text: str) -> Any:
+    return parse_names(text) if key == "classes" else parse_value(text)
 
 
 def split_fields(

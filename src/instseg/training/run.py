@@ -1,10 +1,10 @@
 """`instseg train`: from a data set and a recipe to a run folder."""
 
+import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,45 +12,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from instseg._version import __version__
-from instseg.core.errors import CheckpointError, ConfigError, DataError, InstsegError
-from instseg.data.dataset import InstanceDataset, open_dataset
+from instseg.core.errors import CheckpointError, ConfigError, InstsegError
+from instseg.data.dataset import InstanceDataset
+from instseg.data.holdout import KEY
 from instseg.data.transforms import build_transform
-from instseg.infer.classes import match_categories
 from instseg.infer.environment import pick_device
-from instseg.infer.evaluate import evaluate
-from instseg.infer.folders import free_folder
-from instseg.infer.model import BUNDLED, InstanceModel, create_model
-from instseg.models import MODELS, build_config, config_fields, fields_from
+from instseg.infer.model import InstanceModel, create_model
+from instseg.models import MODELS
 from instseg.models.config import ModelConfig
-from instseg.training.checkpoint import State, load_state, replace_file
+from instseg.training.checkpoint import State, replace_file
+from instseg.training.data import TrainingData, make_evaluate, open_training_data
+from instseg.training.interrupt import Interrupt
+from instseg.training.lock import locked
 from instseg.training.loggers import RunLog
-from instseg.training.loop import Evaluate, Trainer
-from instseg.training.order import loader_processes, seed_of
-from instseg.training.recipe import Recipe, load_recipe, parsed, read_recipe, split_fields, write_recipe
-from instseg.weights.catalogue import CATALOGUE, obtain
-from instseg.weights.source import read_weights
+from instseg.training.loop import Trainer
+from instseg.training.order import seed_of
+from instseg.training.plan import Plan, new_folder, new_plan, resumed_folder, resumed_plan
+from instseg.training.recipe import Recipe, parsed, write_recipe
+from instseg.training.watch import TrainingInterrupted
+from instseg.weights.catalogue import CATALOGUE
+from instseg.weights.source import BUNDLED
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-# Fields that may differ on resume: they change neither the weights nor the order of what is computed.
-FREE_ON_RESUME = frozenset(
-    {
-        "data", "device", "workers", "log_every", "checkpoint_minutes", "tensorboard", "stuck_updates", "patience",
-        "evaluate_every", "evaluate_split",
-    }
-)  # fmt: skip
-PRODUCTS = ("last.ckpt", "last.ckpt.prev", "last.safetensors", "best.safetensors", "metrics.csv")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run does, before anything is built: its recipe, the model's fields, and a state to go on from."""
-
-    recipe: Recipe
-    fields: dict[str, Any]
-    state: State | None = None
-    notice: str | None = None
 
 
 def train(
@@ -76,9 +60,9 @@ def train(
             taken as ``weights``.
         out: the run folder itself; None takes the first free of ``runs/train``, ``runs/train2``, ...
         config: a recipe: a bundled name, a YAML file, or a run folder; None is ``finetune``.
-        resume: go on with the run in ``out`` (None: the newest) as if it had never stopped: on a CPU with as many
-            threads the weights are equal to the last bit. Fields of the recipe cannot change, except those in
-            ``FREE_ON_RESUME``; what is not given is as it was. Where nothing was saved yet the run starts.
+        resume: resume the run in ``out`` (None: the newest) as if it had never stopped: on a CPU with as many threads
+            the weights are equal to the last bit. Fields of the recipe cannot change, except those in
+            ``plan.FREE_ON_RESUME``; what is not given is as it was. Where nothing was saved yet the run starts.
         weights: checkpoint to start from: ``.safetensors`` or published ``.pth`` file, run folder, published name
             or ``nuclei``. The model is built as the
             checkpoint says; fields that the caller gives (in ``config`` or ``overrides``) come first.
@@ -94,86 +78,148 @@ def train(
         row of ``metrics.csv``.
 
     Raises:
-        ConfigError: unknown or impossible field, a run folder already in use, a field changed on resume.
+        ConfigError: unknown or impossible field, a run folder that holds a run or is in use, a field changed on resume.
         DataError: the data set cannot be used.
         CheckpointError: a checkpoint cannot be read or written.
-        TrainingError: a loss is no number; the line names the images, and the last checkpoint is intact.
-        TrainingInterrupted: stopped by Ctrl-C or SIGTERM, after saving.
+        TrainingError: a loss is not a number; the line names the images, and the last checkpoint is intact.
+        TrainingInterrupted: stopped by Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
+    given = _given(
+        data, overrides, model=model, weights=weights, device=device, workers=workers, batch=batch, split=split
+    )
+    folder = resumed_folder(out) if resume else None
+    interrupt = Interrupt()
+    main, ours = int(os.environ.get("RANK", "0")) == 0, False
+    try:
+        with interrupt.held(), ExitStack() as stack:
+            with interrupt.at_once():  # there is nothing to save yet
+                if folder is not None and main:
+                    stack.enter_context(locked(folder))
+                    ours = True
+                plan = resumed_plan(folder, config, given) if folder is not None else new_plan(config, given)
+                accelerator = make_accelerator(plan.recipe)
+                if folder is None:
+                    folder = new_folder(out, accelerator)
+                    if main:
+                        stack.enter_context(locked(folder))
+                        ours = True
+                log = stack.enter_context(_opened_log(plan, folder if main else None, progress))
+                trainer = _build(plan, folder, accelerator, log, interrupt)
+            return _fit(trainer)
+    finally:
+        if ours and folder is not None:
+            _remove_traces(folder)
+
+
+def _given(data: str | Path, overrides: Mapping[str, object] | None, **named: Any) -> dict[str, Any]:
+    """The fields that the caller chose."""
     given: dict[str, Any] = parsed(overrides or {})
-    named = {"model": model, "weights": weights, "device": device, "workers": workers, "batch": batch, "split": split}
     given |= {key: str(v) if isinstance(v, Path) else v for key, v in named.items() if v is not None}
     given["data"] = str(data)
     start = str(given.get("model", ""))
     if start not in MODELS and start and (start in BUNDLED or start in CATALOGUE or Path(start).exists()):
         given |= {"weights": given.get("weights", start)}  # a checkpoint where a name of the zoo is expected
         del given["model"]
-    folder = _resumed_folder(out) if resume else None
-    plan = _resumed_plan(folder, config, given) if folder is not None else _new_plan(config, given)
-    accelerator = make_accelerator(plan.recipe)
-    folder = folder or _new_folder(out, accelerator)
-    main = accelerator.is_main_process
-    done = plan.state["progress"] if plan.state is not None else None
-    log = RunLog(
-        folder if main else None,
-        progress=progress,
-        tensorboard=plan.recipe.tensorboard,
-        purge_step=plan.state["updates"] if plan.state is not None else 0,
-    )
-    try:
-        with _warnings_to(log):
-            if plan.notice:
-                log.line(f"warning: {plan.notice}")
-            if done is not None:
-                ended = "; all its epochs are done" if done["epoch"] >= plan.recipe.epochs else ""
-                log.line(f"going on in {folder} after epoch {done['epoch']}, update {done['update']}{ended}")
-            return _run(plan, folder, accelerator, log)
-    except InstsegError as error:
-        log.record(f"error: {error}")
-        raise
-    finally:
-        log.close()
-        if main and {path.name for path in folder.glob("*")} == {"log.txt"}:  # it failed before there was a run
-            (folder / "log.txt").unlink()
+    return given
+
+
+def _remove_traces(folder: Path) -> None:
+    """Remove the folder of a run that failed before there was anything to keep."""
+    with suppress(OSError):
+        if {path.name for path in folder.iterdir()} <= {"log.txt"}:
+            (folder / "log.txt").unlink(missing_ok=True)
             folder.rmdir()
 
 
-def _run(plan: Plan, folder: Path, accelerator: "Accelerator", log: RunLog) -> dict[str, Any]:
-    recipe = plan.recipe
-    dataset = open_training_data(recipe)
+@contextmanager
+def _opened_log(plan: Plan, folder: Path | None, progress: bool) -> Iterator[RunLog]:
+    """The log of a run, which also records how the run failed."""
+    updates = plan.state["updates"] if plan.state is not None else 0
+    log = RunLog(folder, progress=progress, tensorboard=plan.recipe.tensorboard, purge_step=updates)
+    try:
+        with _warnings_to(log):
+            yield log
+    except TrainingInterrupted as error:
+        log.record(str(error))
+        raise
+    except InstsegError as error:
+        log.record(f"error: {error}")
+        raise
+    except KeyboardInterrupt:
+        log.record("interrupted")
+        raise
+    finally:
+        log.close()
+
+
+def _build(plan: Plan, folder: Path, accelerator: "Accelerator", log: RunLog, interrupt: Interrupt) -> Trainer:
+    """Everything that a run needs, at the point where it starts or was stopped; writes what describes the run."""
+    recipe, state = plan.recipe, plan.state
+    for line in plan.notices:
+        log.line(line)
+    if state is not None:
+        done = state["progress"]
+        ended = "; all its epochs are done" if done["epoch"] >= recipe.epochs else ""
+        log.line(f"resuming in {folder} after epoch {done['epoch']}, update {done['update']}{ended}")
+    data = open_training_data(recipe, state, log)
+    dataset = data.dataset
     torch.manual_seed(seed_of(recipe.seed))
     model = _build_model(plan, dataset)
-    dataset = dataset.with_transform(build_transform(at_model_scale(recipe, model.config), train=True))
-    evaluator = make_evaluate(recipe, dataset, accelerator, log)
-    trainer = Trainer(
-        model,
-        dataset,
-        recipe,
-        folder,
-        accelerator,
-        log,
-        evaluator,
-        {
-            "recipe": recipe.model_dump(mode="json"),
-            "model_name": model.name,
-            "model_config": model.config.model_dump(mode="json"),
-            "model_extra": model.extra,
-            "data_fingerprint": fingerprint(dataset),
-            "processes": accelerator.num_processes,
-        },
-    )
-    if plan.state is not None:
-        _check_same_data(plan.state, dataset, accelerator)
-        trainer.restore(plan.state)
+    model.extra["image_rule"] = dataset.image_rule.to_json()
+    if data.record is not None:
+        model.extra[KEY] = data.record
+    augmented = dataset.with_transform(build_transform(at_model_scale(recipe, model.config), train=True))
+    evaluator = make_evaluate(recipe, data, accelerator, log, state)
+    saved = _saved_with_the_state(recipe, model, data, accelerator)
+    trainer = Trainer(model, augmented, recipe, folder, accelerator, log, evaluator, saved, interrupt)
+    if state is not None:
+        _restore(trainer, state, folder)
     if accelerator.is_main_process:
         text = _config_text(recipe, model, dataset, accelerator)
         replace_file(folder / "config.yaml", lambda file: file.write(text.encode()))
+        if data.record is not None:
+            listing = json.dumps(data.listing(), indent=1, ensure_ascii=False)
+            replace_file(folder / "split.json", lambda file: file.write(listing.encode("utf-8", "replace")))
     trained, total = (sum(p.numel() for p in ps) for ps in (trainer.parameters, model.parameters()))
     log.line(
         f"{model.name}: {total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained; {len(dataset)} images "
         f"of {len(dataset.categories)} classes; {recipe.epochs} epochs of {trainer.per_epoch} updates of "
         f"{trainer.total_batch} images at lr {trainer.lr:.3g} on {accelerator.device}; run folder {folder}"
     )
+    return trainer
+
+
+def _saved_with_the_state(
+    recipe: Recipe, model: InstanceModel, data: TrainingData, accelerator: "Accelerator"
+) -> dict[str, Any]:
+    """What a checkpoint holds beside how far the run is: enough to resume, and to build the model alone."""
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "model_name": model.name,
+        "model_config": model.config.model_dump(mode="json"),
+        "model_extra": model.extra,
+        "categories": {"names": list(model.categories), "ids": list(model.category_ids)},
+        "data_fingerprint": data.fingerprint,
+        "processes": accelerator.num_processes,
+    }
+
+
+def _restore(trainer: Trainer, state: State, folder: Path) -> None:
+    processes = trainer.accelerator.num_processes
+    if state["processes"] != processes:
+        raise ConfigError(f"the run began with {state['processes']} processes, now {processes}: launch as many.")
+    try:
+        trainer.restore(state)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{folder / 'last.ckpt'} does not fit the run that it says it is of ({reason}): begin a new run with "
+            f"--weights {folder}."
+        ) from error
+
+
+def _fit(trainer: Trainer) -> dict[str, Any]:
+    folder, accelerator, log = trainer.folder, trainer.accelerator, trainer.log
     progress = trainer.fit()
     if accelerator.is_main_process:
         from instseg.vis.plots import plot_training
@@ -194,98 +240,6 @@ def _run(plan: Plan, folder: Path, accelerator: "Accelerator", log: RunLog) -> d
     }
 
 
-# --- what to do --------------------------------------------------------------------------------------------------
-
-
-def _new_plan(config: str | Path | None, given: dict[str, Any]) -> Plan:
-    """A fresh run: the recipe with what the caller gave, and the model as the checkpoint, if any, says."""
-    recipe, fields = load_recipe(config, given, config_fields)
-    if recipe.weights is None:
-        return Plan(recipe, fields)
-    checkpoint = read_weights(weights_file(recipe.weights), given.get("model"))
-    # The fields of the default recipe describe a model made from nothing; only what the caller chose counts here.
-    chosen = {**(read_recipe(config) if config is not None else {}), **given}
-    recipe = recipe.model_copy(update={"model": given.get("model") or chosen.get("model") or checkpoint.model})
-    where = str(config) if config is not None else "the call"
-    _, fields = split_fields({**chosen, "model": recipe.model}, config_fields, where)
-    known = fields_from(recipe.model, checkpoint.model, checkpoint.config)
-    return Plan(recipe, {**{k: v for k, v in known.items() if k != "num_classes"}, **fields})
-
-
-def _resumed_plan(folder: Path, config: str | Path | None, given: dict[str, Any]) -> Plan:
-    """The run in ``folder`` as it was begun; refuses fields that would change what it computes."""
-    try:
-        state, notice = load_state(folder / "last.ckpt")
-    except FileNotFoundError:
-        used = [name for name in PRODUCTS if (folder / name).exists()]
-        if used:
-            raise CheckpointError(f"{folder} holds {used[0]} but no last.ckpt: nothing to resume from") from None
-        return _new_plan(config, given)
-    asked = {**(read_recipe(config) if config is not None else {}), **given}
-    began, name, fields = state["recipe"], state["model_name"], state["model_config"]
-    if asked.get("model", name) != name:
-        raise ConfigError(f"{folder} trains {name}, not {asked['model']}: give that model, or another --out")
-    where = f"resume in {folder}"
-    recipe, changed = split_fields({**began, **asked, "model": name}, [*fields], where)
-    now = {**recipe.model_dump(mode="json"), **build_config(name, {**fields, **changed}).model_dump(mode="json")}
-    before = {**began, **fields}
-    differ = [key for key in now if key not in FREE_ON_RESUME and now[key] != before[key]]
-    if differ:
-        told = ", ".join(f"{key} was {before[key]!r}, now {now[key]!r}" for key in differ[:3])
-        raise ConfigError(
-            f"{where}: {told}; leave it as it was, or begin a new run (weights={folder / 'last.safetensors'})"
-        )
-    return Plan(recipe, {k: v for k, v in fields.items() if k != "num_classes"}, state, notice)
-
-
-def _resumed_folder(out: str | Path | None) -> Path:
-    if out is not None:
-        folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-    runs = [path.parent for path in Path("runs").glob("train*/last.ckpt*")]
-    if not runs:
-        raise ConfigError("nothing to resume in runs/: name the run folder with --out")
-    return max(runs, key=lambda run: (run / "log.txt").stat().st_mtime)
-
-
-def _new_folder(out: str | Path | None, accelerator: "Accelerator") -> Path:
-    """The folder of a new run, made by the main process and the same for all. Never one that holds a run."""
-    from accelerate.utils import broadcast_object_list
-
-    folder = Path(out) if out is not None else free_folder("train")
-    folder = Path(broadcast_object_list([str(folder)])[0])
-    used = [name for name in PRODUCTS if (folder / name).exists()]
-    accelerator.wait_for_everyone()
-    if used:
-        raise ConfigError(f"{folder} already holds a run ({used[0]}): go on with --resume, or give another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot make the run folder {folder}: {error.strerror}; give another --out") from error
-    return folder
-
-
-def weights_file(text: str) -> Path:
-    """The file behind ``weights=``: a checkpoint, the best of a run folder, a bundled or a catalogued name."""
-    if text in BUNDLED:
-        return Path(__file__).parent.parent / "assets" / BUNDLED[text]
-    if text in CATALOGUE:
-        return obtain(text)
-    path = Path(text)
-    if path.is_dir():
-        files = [path / name for name in ("best.safetensors", "last.safetensors") if (path / name).is_file()]
-        if not files:
-            raise CheckpointError(f"weights={path}: the folder holds neither best.safetensors nor last.safetensors")
-        return files[0]
-    if not path.is_file():
-        raise CheckpointError(
-            f"weights={text}: neither a file, a run folder, {', '.join(BUNDLED)}, nor a "
-            "published name (`instseg models NAME` lists them)"
-        )
-    return path
-
-
 # --- building ----------------------------------------------------------------------------------------------------
 
 
@@ -297,7 +251,7 @@ def make_accelerator(recipe: Recipe) -> "Accelerator":
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     wanted = pick_device(recipe.device)
     if recipe.precision == "fp16" and wanted.type == "cpu":
-        raise ConfigError("precision=fp16 needs a GPU: use bf16 or fp32 on a CPU")
+        raise ConfigError("precision=fp16 needs a GPU: use bf16 or fp32 on a CPU.")
     if wanted.index is not None and not launched:
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(wanted)
     else:
@@ -309,16 +263,6 @@ def make_accelerator(recipe: Recipe) -> "Accelerator":
         # the main process evaluates alone while the others wait
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
     )
-
-
-def open_training_data(recipe: Recipe) -> InstanceDataset:
-    """The images that the recipe trains on, not augmented yet. Raises DataError where there are none."""
-    assert recipe.data is not None
-    dataset = open_dataset(recipe.data, recipe.split, on_error=recipe.on_error, keep_empty=recipe.keep_empty)
-    if not len(dataset):
-        raise DataError(f"{recipe.data}: split {recipe.split} holds no images; look at it with `instseg data check`")
-    dataset.seed = recipe.seed  # of the augmentation; the pictures of `shapes` stay the same
-    return dataset
 
 
 def at_model_scale(recipe: Recipe, config: ModelConfig) -> Recipe:
@@ -340,55 +284,15 @@ def _build_model(plan: Plan, dataset: InstanceDataset) -> InstanceModel:
     recipe, fields = plan.recipe, dict(plan.fields)
     classes = len(dataset.categories)
     if fields.pop("num_classes", classes) != classes:
-        raise ConfigError(f"num_classes comes from the data, which has {classes} classes: leave it out")
+        raise ConfigError(f"num_classes comes from the data, which has {classes} classes: leave it out.")
     fresh = plan.state is None
-    start = weights_file(recipe.weights) if fresh and recipe.weights is not None else None
+    start = recipe.weights if fresh else None
     backbone = recipe.backbone_weights if fresh and recipe.weights is None else None
     model = create_model(recipe.model, classes, start, backbone, fields, dataset.categories)
     if plan.state is not None:
         model.extra = plan.state["model_extra"]
     model.has_weights = True
     return model
-
-
-def make_evaluate(recipe: Recipe, dataset: InstanceDataset, accelerator: "Accelerator", log: RunLog) -> Evaluate | None:
-    """What gives the AP columns, or None where the data has no split to evaluate on."""
-    if not recipe.evaluate_every:
-        return None
-    assert recipe.data is not None
-    try:
-        if recipe.data.endswith(".json") and recipe.evaluate_split != recipe.split:  # it opens as any split
-            raise DataError(f"{recipe.data} is one split; name a folder or a data YAML to have two")
-        held_out = open_dataset(recipe.data, recipe.evaluate_split, on_error=recipe.on_error)
-    except DataError as error:
-        log.line(f"warning: no evaluation, so best.safetensors will be the last weights ({error})")
-        return None
-    match_categories(dataset.categories, held_out.categories)  # now rather than after the first epoch
-    workers = loader_processes(recipe.workers, accelerator.num_processes)
-
-    def measure(model: InstanceModel) -> dict[str, float]:
-        report = evaluate(model, held_out, batch=recipe.batch, workers=workers, progress=log.console is not None)
-        masks, boxes = report["segm"], report["bbox"]
-        return {"ap": masks["ap"], "ap50": masks["ap50"], "ap75": masks["ap75"], "box_ap": boxes["ap"]}
-
-    return measure
-
-
-def fingerprint(dataset: InstanceDataset) -> dict[str, Any]:
-    """What tells whether a resumed run sees the data that it began with."""
-    return {"images": len(dataset), "categories": list(dataset.categories.names)}
-
-
-def _check_same_data(state: State, dataset: InstanceDataset, accelerator: "Accelerator") -> None:
-    before, now = state["data_fingerprint"], fingerprint(dataset)
-    differ = [key for key in now if now[key] != before[key]]
-    if differ:
-        key = differ[0]
-        raise DataError(f"the run began on data with {key} {before[key]}, now {now[key]}: resume wants the same data")
-    if state["processes"] != accelerator.num_processes:
-        raise ConfigError(
-            f"the run began with {state['processes']} processes, now {accelerator.num_processes}: launch as many"
-        )
 
 
 def _config_text(recipe: Recipe, model: InstanceModel, dataset: InstanceDataset, accelerator: "Accelerator") -> str:

@@ -1,4 +1,4 @@
-"""What goes wrong in a training: a loss that is no number, a mask loss that never leaves its start."""
+"""What goes wrong in a training: a loss that is not a number, a mask loss that never leaves its start."""
 
 import math
 from collections import deque
@@ -10,15 +10,15 @@ from instseg.core.errors import InstsegError
 
 
 class TrainingError(InstsegError):
-    """The training cannot go on as it is; the last good checkpoint is on the disk."""
+    """The training cannot continue as it is; the last good checkpoint is on the disk."""
 
 
 class TrainingInterrupted(InstsegError):
-    """The user stopped the training; everything needed to go on is on the disk."""
+    """The user stopped the training; everything needed to resume is on the disk."""
 
 
 def check_finite(values: Mapping[str, float], images: Sequence[str], place: str, kept: str) -> None:
-    """Raise :class:`TrainingError` when a loss or the gradient is no number.
+    """Raise :class:`TrainingError` when a loss or the gradient is not a number.
 
     ``images`` are those of the batch, ``place`` says where the run is, ``kept`` where its last checkpoint lies.
     """
@@ -32,15 +32,14 @@ def check_finite(values: Mapping[str, float], images: Sequence[str], place: str,
 
 
 def explain_crash(error: RuntimeError, batch: int, kept: str) -> str | None:
-    """A line for the user about the crashes of torch that they can mend, None for all others."""
-    first = str(error).strip().split("\n")[0]
+    """A line for the user about the crashes of torch that they can fix, None for all others."""
+    first = str(error).strip().split("\n")[0].rstrip(". ")
     if isinstance(error, torch.OutOfMemoryError):
-        return f"out of GPU memory with batch={batch}: lower batch and raise accumulate, or train on smaller images"
+        return f"out of GPU memory with batch={batch}: lower batch and raise accumulate, or train on smaller images."
     if "DataLoader worker" in first:
-        return (
-            f"a loader process died ({first.rstrip('. ')}): mostly for want of memory, so use fewer workers; the same "
-            f"call with --resume goes on from {kept}"
-        )
+        starved = any(word in first for word in ("Killed", "Bus error", "exited unexpectedly"))
+        cause = ": mostly for want of memory, so use fewer workers; the" if starved else ". The"
+        return f"a loader process died ({first}){cause} same call with --resume continues from {kept}."
     return None
 
 
@@ -74,6 +73,6 @@ class StuckWatch:
         self.warned = True
         return (
             f"{self.name} has stood at {value:.3f} for {self.patience} updates and started at {self.start:.3f}: the "
-            "masks vanish everywhere and hardly any gradient is left, which is not normal and rarely mends "
-            "itself. Start again with a longer warm-up (warmup_iterations), a lower lr, or a smaller clip."
+            "masks vanish everywhere and hardly any gradient is left, which is not normal and rarely passes "
+            "by itself. Start again with a longer warm-up (warmup_iterations), a lower lr, or a smaller clip."
         )

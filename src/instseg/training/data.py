@@ -1,0 +1,221 @@
+"""What a run trains on and is evaluated on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from instseg.core.errors import ConfigError, DataError
+from instseg.data.dataset import InstanceDataset, data_path, open_dataset, splits
+from instseg.data.formats.layout import locate
+from instseg.data.holdout import KEY, LEAST_IMAGES, file_names, hold_out, make_record, parts
+from instseg.data.images import ImageRule
+from instseg.infer.classes import match_categories
+from instseg.infer.evaluate import evaluate
+from instseg.infer.model import InstanceModel
+from instseg.training.checkpoint import State
+from instseg.training.loggers import RunLog
+from instseg.training.loop import COLUMNS, Evaluate
+from instseg.training.order import loader_processes
+from instseg.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The images of a run.
+
+    Attributes:
+        dataset: those trained on, not augmented.
+        held_out: those of the same data that are kept for evaluation; None where the data has a split of its own.
+        record: of the split, for the checkpoint; None without one.
+        fingerprint: of all of them, which tells whether a resumed run sees the data that it began with.
+    """
+
+    dataset: InstanceDataset
+    held_out: InstanceDataset | None
+    record: dict[str, Any] | None
+    fingerprint: dict[str, Any]
+
+    def listing(self) -> dict[str, Any]:
+        """What ``split.json`` holds: seed, fraction, and the file names of both parts."""
+        assert self.record is not None and self.held_out is not None
+        named = {"train": self.dataset, "val": self.held_out}
+        lists = {key: file_names(data, range(len(data))) for key, data in named.items()}
+        return {"seed": self.record["seed"], "fraction": self.record["fraction"], **lists}
+
+
+def open_training_data(recipe: Recipe, state: State | None, log: RunLog) -> TrainingData:
+    """The images of a new run, or with ``state`` the same ones again.
+
+    Where the data has no split to evaluate on, a part of its images is held out. Raises DataError where there are no
+    images, or other ones than the run began with.
+    """
+    assert recipe.data is not None
+    record: dict[str, Any] | None = state["model_extra"].get(KEY) if state is not None else None
+    splitting = record is not None or (state is None and wants_held_out(recipe))
+    whole = open_dataset(
+        recipe.data,
+        recipe.split,
+        on_error=recipe.on_error,
+        keep_empty=recipe.keep_empty or splitting,
+        crowd=recipe.crowd,
+        classes=recipe.classes,
+    )
+    if not len(whole):
+        raise DataError(f"{recipe.data}: split {recipe.split} holds no images; look at it with `instseg data check`.")
+    whole.seed = recipe.seed  # of the augmentation; the pictures of `shapes` stay the same
+    if state is not None:
+        _check_same_data(state, whole.fingerprint())
+        whole.image_rule = ImageRule.from_json(state["model_extra"].get("image_rule"))
+    data = TrainingData(whole, None, None, whole.fingerprint())
+    if not splitting:
+        return data
+    if record is None:
+        return _hold_out(data, recipe, log)
+    found = parts(whole, record)
+    if found is None:
+        raise DataError(f"{recipe.data}: its images are not those that the run began with: resume wants the same data.")
+    return _divided(data, found, record, recipe)
+
+
+def wants_held_out(recipe: Recipe) -> bool:
+    """Whether a new run holds out a part of its images."""
+    return recipe.evaluate_every > 0 and recipe.val_split > 0 and not _has_split(recipe)
+
+
+def _has_split(recipe: Recipe) -> bool:
+    """Whether the data has a split to evaluate on. A lone JSON, which opens as any split, is the one trained on."""
+    assert recipe.data is not None
+    if recipe.evaluate_split == recipe.split or recipe.data == "shapes":
+        return True
+    path = data_path(recipe.data)
+    if path.suffix.lower() == ".json" and not path.is_dir():
+        return False
+    if recipe.evaluate_split in splits(path):
+        return True
+    if not path.is_dir():
+        return False
+    try:
+        locate(path, recipe.evaluate_split)
+    except DataError:
+        return False
+    return True
+
+
+def _hold_out(data: TrainingData, recipe: Recipe, log: RunLog) -> TrainingData:
+    whole = data.dataset
+    found = hold_out(whole, recipe.val_split, recipe.seed)
+    held = len(found[1])
+    if not held:
+        log.line(
+            f"warning: no evaluation, so best.safetensors will be the last weights: {recipe.data} has no split "
+            f'"{recipe.evaluate_split}", and of its {len(whole)} images none is held out ({LEAST_IMAGES} are needed)'
+        )
+        return data if recipe.keep_empty else replace(data, dataset=_with_objects(whole, recipe))
+    log.line(
+        f'{recipe.data} has no split "{recipe.evaluate_split}": {held} of its {len(whole)} images are held out to '
+        f"evaluate on (val_split={recipe.val_split:g}, seed {recipe.seed}; split.json names them; val_split=0 trains "
+        "on all)"
+    )
+    return _divided(data, found, make_record(whole, found[1], recipe.val_split, recipe.seed), recipe)
+
+
+def _divided(data: TrainingData, found: tuple[Any, Any], record: dict[str, Any], recipe: Recipe) -> TrainingData:
+    part, held = (data.dataset.subset(rows) for rows in found)
+    return replace(data, dataset=_with_objects(part, recipe), held_out=held, record=record)
+
+
+def _with_objects(dataset: InstanceDataset, recipe: Recipe) -> InstanceDataset:
+    """The images to train on: those without objects only where the recipe keeps them."""
+    rows = np.unique(dataset.objects()[0])
+    if not len(rows):
+        raise DataError(f"{recipe.data}: no image has an object to train on; annotate some.")
+    return dataset if recipe.keep_empty else dataset.subset(rows)
+
+
+def _check_same_data(state: State, now: Mapping[str, Any]) -> None:
+    before = state["data_fingerprint"]
+    for key in now:  # older states lack the digest of the annotations
+        if key not in before or now[key] == before[key]:
+            continue
+        if key == "annotations":
+            raise DataError(
+                "the annotations are not those that the run began with, although images and classes are as many: "
+                "resume wants the same data; begin a new run with --weights to train on the new ones."
+            )
+        raise DataError(f"the run began on data with {key} {before[key]}, now {now[key]}: resume wants the same data.")
+
+
+def make_evaluate(
+    recipe: Recipe, data: TrainingData, accelerator: "Accelerator", log: RunLog, began: State | None = None
+) -> Evaluate | None:
+    """What returns the AP columns, or None where there is nothing to evaluate on."""
+    if not recipe.evaluate_every:
+        return None
+    dataset, images = data.dataset, data.held_out
+    moved = began is not None and began["recipe"]["evaluate_split"] != recipe.evaluate_split
+    if images is None or (moved and _has_split(recipe)):
+        images = _open_split(recipe, log)
+    if images is None:
+        return None
+    match_categories(dataset.categories, images.categories)  # now rather than after the first epoch
+    images.image_rule = dataset.image_rule
+    workers = loader_processes(recipe.workers, accelerator.num_processes)
+
+    def measure(model: InstanceModel) -> dict[str, float]:
+        batch = recipe.evaluate_batch or recipe.batch
+        report = evaluate(model, images, batch=batch, workers=workers, progress=log.console is not None)
+        masks, boxes = report["segm"], report["bbox"]
+        return dict(zip(COLUMNS, (masks["ap"], masks["ap50"], masks["ap75"], boxes["ap"]), strict=True))
+
+    return measure
+
+
+def _open_split(recipe: Recipe, log: RunLog) -> InstanceDataset | None:
+    """The split to evaluate on; where a record of it is defective, the rest of it."""
+    assert recipe.data is not None
+    if not _has_split(recipe):
+        if not wants_held_out(recipe):
+            is_json = Path(recipe.data).suffix.lower() == ".json"
+            lone = " (it is one split; name a folder or a data YAML to have two)" if is_json else ""
+            log.line(
+                f"warning: no evaluation, so best.safetensors will be the last weights: {recipe.data} has no split "
+                f'"{recipe.evaluate_split}"{lone}'
+            )
+        return None
+    try:
+        found = open_dataset(recipe.data, recipe.evaluate_split, on_error=recipe.on_error, crowd=recipe.crowd)
+    except DataError as error:
+        found = _without_defects(recipe, error, log)
+    return found if recipe.classes is None else _of_classes(found, recipe.classes, log)
+
+
+def _without_defects(recipe: Recipe, error: DataError, log: RunLog) -> InstanceDataset:
+    assert recipe.data is not None
+    fix = f'fix split "{recipe.evaluate_split}", or train without evaluation (evaluate_every=0)'
+    if recipe.on_error == "skip":
+        raise DataError(f"{str(error).rstrip('.')}; {fix}.") from None
+    try:
+        found = open_dataset(recipe.data, recipe.evaluate_split, on_error="skip", crowd=recipe.crowd)
+    except DataError as again:
+        raise DataError(f"{str(again).rstrip('.')}; {fix}.") from None
+    log.line(
+        f'warning: split "{recipe.evaluate_split}" has defects and is evaluated WITHOUT its bad records, on '
+        f"{len(found)} images, so its AP is not that of the whole split; the first: {error}"
+    )
+    return found
+
+
+def _of_classes(found: InstanceDataset, classes: list[str], log: RunLog) -> InstanceDataset:
+    there = [name for name in classes if name in found.categories.names]
+    missing = [name for name in classes if name not in there]
+    if not there:
+        raise ConfigError(f"{found.name}: split {found.split} has none of the classes {', '.join(classes)}.")
+    if missing:
+        log.line(f"warning: split {found.split} has no class {', '.join(missing)}: it counts for no AP")
+    return found.with_classes(there)

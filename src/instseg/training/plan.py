@@ -1,0 +1,131 @@
+"""What a run is to do, before anything is built: a new run's recipe, or a saved run and what may change in it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from instseg.core.errors import CheckpointError, ConfigError
+from instseg.infer.folders import free_folder
+from instseg.models import build_config, config_fields, fields_from
+from instseg.training.checkpoint import State, load_state
+from instseg.training.recipe import Recipe, load_recipe, read_recipe, split_fields
+from instseg.weights.source import read_weights
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# Fields that may differ on resume: they change neither the weights nor the order of what is computed. With `epochs` the
+# schedule follows the new plan from there on.
+FREE_ON_RESUME = frozenset(
+    {
+        "data", "device", "workers", "log_every", "checkpoint_minutes", "tensorboard", "stuck_updates", "patience",
+        "evaluate_every", "evaluate_split", "evaluate_batch", "on_error", "epochs",
+    }
+)  # fmt: skip
+# What is said where one of them does: the others concern the machine.
+SAID = ("epochs", "on_error", "evaluate_every", "evaluate_split", "evaluate_batch")
+# What runs did before a recipe had these fields.
+BEFORE: dict[str, Any] = {"val_split": 0.0, "crowd": "ignore", "classes": None, "evaluate_batch": None}
+PRODUCTS = ("last.ckpt", "last.ckpt.prev", "last.safetensors", "best.safetensors", "metrics.csv")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does: its recipe, the model's fields, a state to resume from, and what the user should know."""
+
+    recipe: Recipe
+    fields: dict[str, Any]
+    state: State | None = None
+    notices: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> Mapping[str, Any] | None:
+        """``model.extra`` of the run that is resumed; None for a new run."""
+        return None if self.state is None else self.state["model_extra"]
+
+
+def new_plan(config: str | Path | None, given: dict[str, Any]) -> Plan:
+    """A fresh run: the recipe with what the caller gave, and the model as the checkpoint, if any, says."""
+    recipe, fields = load_recipe(config, given, config_fields)
+    if recipe.weights is None:
+        return Plan(recipe, fields)
+    checkpoint = read_weights(recipe.weights, given.get("model"))
+    # The fields of the default recipe describe a model made from nothing; only what the caller chose counts here.
+    chosen = {**(read_recipe(config) if config is not None else {}), **given}
+    recipe = recipe.model_copy(update={"model": given.get("model") or chosen.get("model") or checkpoint.model})
+    where = str(config) if config is not None else "the call"
+    _, fields = split_fields({**chosen, "model": recipe.model}, config_fields, where)
+    known = fields_from(recipe.model, checkpoint.model, checkpoint.config)
+    return Plan(recipe, {**{k: v for k, v in known.items() if k != "num_classes"}, **fields})
+
+
+def resumed_plan(folder: Path, config: str | Path | None, given: dict[str, Any]) -> Plan:
+    """The run in ``folder`` as it was begun; refuses fields that would change what it computes."""
+    try:
+        state, notice = load_state(folder / "last.ckpt")
+    except FileNotFoundError:
+        used = [name for name in PRODUCTS if (folder / name).exists()]
+        if used:
+            raise CheckpointError(f"{folder} holds {used[0]} but no last.ckpt: nothing to resume from.") from None
+        return new_plan(config, given)
+    lacks = sorted({"recipe", "model_name", "model_config", "model_extra", "data_fingerprint", "progress"} - set(state))
+    if lacks:
+        raise CheckpointError(f"{folder / 'last.ckpt'} is not the state of a run: it lacks {', '.join(lacks)}.")
+    saved, name, fields = state["recipe"], state["model_name"], state["model_config"]
+    began = {**BEFORE, **saved}
+    # A recipe may have fields that were not there when the run began: it keeps what it did then.
+    asked = {k: v for k, v in read_recipe(config).items() if k in saved or k not in BEFORE} if config else {}
+    asked |= given
+    if asked.get("model", name) != name:
+        raise ConfigError(f"{folder} trains {name}, not {asked['model']}: give that model, or another --out.")
+    where = f"resume in {folder}"
+    recipe, changed = split_fields({**began, **asked, "model": name}, [*fields], where)
+    earlier, _ = split_fields({**began, "model": name}, [], where)
+    now = {**recipe.model_dump(mode="json"), **build_config(name, {**fields, **changed}).model_dump(mode="json")}
+    before = {**earlier.model_dump(mode="json"), **build_config(name, fields).model_dump(mode="json")}
+    differ = [key for key in now if now[key] != before[key]]
+    fixed = ", ".join(f"{k} was {before[k]!r}, now {now[k]!r}" for k in differ if k not in FREE_ON_RESUME)
+    if fixed:
+        raise ConfigError(f"{where}: {fixed}; leave it as it was, or begin a new run (--weights {folder}).")
+    notices = [f"warning: {notice}"] if notice is not None else []
+    notices += [f"{key} was {before[key]!r} and is {now[key]!r} from here on" for key in differ if key in SAID]
+    return Plan(recipe, {k: v for k, v in fields.items() if k != "num_classes"}, state, tuple(notices))
+
+
+def resumed_folder(out: str | Path | None) -> Path:
+    """The run folder to resume in: ``out``, or the newest in ``runs/``."""
+    if out is not None:
+        folder = Path(out)
+        _make(folder)
+        return folder
+    runs = [path.parent for path in Path("runs").glob("train*/last.ckpt*")]
+    if not runs:
+        raise ConfigError("nothing to resume in runs/: name the run folder with --out.")
+    return max(runs, key=_last_written)
+
+
+def _last_written(run: Path) -> float:
+    files = [path for path in (run / "log.txt", *run.glob("last.ckpt*")) if path.exists()]
+    return max((path.stat().st_mtime for path in files), default=0.0)
+
+
+def new_folder(out: str | Path | None, accelerator: "Accelerator") -> Path:
+    """The folder of a new run, made by the main process and the same for all. Never one that holds a run."""
+    from accelerate.utils import broadcast_object_list
+
+    folder = Path(out) if out is not None else free_folder("train")
+    folder = Path(broadcast_object_list([str(folder)])[0])
+    used = [name for name in PRODUCTS if (folder / name).exists()]
+    accelerator.wait_for_everyone()
+    if used:
+        raise ConfigError(f"{folder} already holds a run ({used[0]}): resume it with --resume, or give another --out.")
+    _make(folder)
+    return folder
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the run folder {folder}: {error.strerror}; give another --out.") from error

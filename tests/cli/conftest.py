@@ -85,10 +85,15 @@ def _replaced(field: str, value: object) -> Callable[[Any], None]:
 DEFECTS: dict[str, Callable[[Any], None]] = {
     "unknown_image": _replaced("image_id", 99),
     "unknown_category": _replaced("category_id", 8),
+    "rle_of_the_wrong_size": _replaced("segmentation", {"size": [30, 50], "counts": [700, 100, 700]}),
+}
+ODD: dict[str, Callable[[Any], None]] = {
+    "no_mask": _replaced("segmentation", []),
+    "no_category": _replaced("category_id", None),
     "polygon_of_two_points": _replaced("segmentation", [[5, 5, 25, 25]]),
     "polygon_with_nan": _replaced("segmentation", [[5, 5, float("nan"), 5, 25, 25]]),
     "polygon_outside": _replaced("segmentation", [[205, 205, 225, 205, 225, 225]]),
-    "rle_of_the_wrong_size": _replaced("segmentation", {"size": [30, 50], "counts": [700, 100, 700]}),
+    "polygon_of_no_height": _replaced("segmentation", [[5, 5, 25, 5, 15, 5]]),
     "mask_without_a_pixel": _replaced("segmentation", {"size": [40, 50], "counts": [2000]}),
 }
 
@@ -99,5 +104,15 @@ def damaged(request: pytest.FixtureRequest, dataset: Path) -> Path:
     path = dataset / "annotations" / "train.json"
     content = json.loads(path.read_text())
     DEFECTS[request.param](content)
+    path.write_text(json.dumps(content))
+    return dataset
+
+
+@pytest.fixture(params=ODD)
+def odd(request: pytest.FixtureRequest, dataset: Path) -> Path:
+    """The data set with one record in train that harms nothing and is left out."""
+    path = dataset / "annotations" / "train.json"
+    content = json.loads(path.read_text())
+    ODD[request.param](content)
     path.write_text(json.dumps(content))
     return dataset

@@ -38,7 +38,15 @@ def test_train_refuses_a_data_set_with_a_defect(damaged: Path, capsys: pytest.Ca
     assert "on_error=skip" in line
 
 
-@pytest.mark.parametrize("damaged", ["polygon_with_nan"], indirect=True)
+def test_train_leaves_an_odd_record_out_and_says_so(odd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _train(odd) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "left out 1 annotation" in line]
+    assert len(said) == 1
+    assert "left out 1 annotation" in Path("run/log.txt").read_text()
+    assert Path("run/last.safetensors").is_file()
+
+
+@pytest.mark.parametrize("damaged", ["unknown_category"], indirect=True)
 def test_train_skips_a_defect_when_told_and_counts_it(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _train(damaged, "on_error=skip") == 0
     assert any("1" in line and "skip" in line for line in capsys.readouterr().err.splitlines())

@@ -35,6 +35,14 @@ def test_a_defect_is_a_line_with_file_and_record_and_status_is_1(
     assert "annotation 1" in found[0]
 
 
+def test_an_odd_record_is_a_line_and_status_is_0(odd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(odd)]) == 0
+    found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")]
+    assert len(found) == 1
+    assert "train.json" in found[0]
+    assert "annotation 1" in found[0]
+
+
 def test_a_missing_and_a_truncated_image_are_both_named(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (dataset / "images" / "1.png").unlink()
     whole = (dataset / "images" / "2.png").read_bytes()

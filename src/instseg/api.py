@@ -60,18 +60,19 @@ def train(
         model: name of the zoo; by default the recipe's.
         out: the run folder; by default the next free one in ``runs/``.
         config: a recipe, by name or path; by default ``finetune``.
-        resume: go on with the run in ``out``.
+        resume: resume the run in ``out``.
         weights: a checkpoint to start from.
         device, workers, batch, split: as the recipe's fields; None takes what the recipe says.
         progress: show lines and a progress bar.
-        overrides, fields: fields of the recipe or of the model's configuration, as a dictionary or by name.
+        overrides, fields: fields of the recipe or of the model's configuration, as a dictionary or by name, for example
+            ``epochs=20``, ``val_split=0.2`` or ``classes=["car", "person"]``.
 
     Returns:
         ``folder``, ``epochs``, ``best_ap``, ``best_epoch``, and ``last``, the last row of ``metrics.csv``.
 
     Raises:
-        InstsegError: anything a user can mend: an unknown field, unusable data, a torn checkpoint, a loss that is
-            no number.
+        InstsegError: anything a user can fix: an unknown field, unusable data, a torn checkpoint, a loss that is not a
+            number; also, after saving, a stop by Ctrl-C, SIGTERM or SIGHUP.
     """
     from pathlib import Path
 

@@ -77,7 +77,7 @@ def train(
     out: RunFolder = None,
     config: Config = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the run in --out stopped, as if it had not.")
+        bool, typer.Option("--resume", help="Resume the run in --out where it stopped, as if it had not.")
     ] = False,
     weights: Weights = None,
     split: Split = None,
@@ -86,10 +86,13 @@ def train(
     workers: Workers = None,
     debug: Debug = False,
 ) -> None:
-    """Train a model on a data set, or go on with a run that was stopped.
+    """Train a model on a data set, or resume a run that was stopped.
 
     The run folder holds best.safetensors, last.safetensors, last.ckpt (for --resume), config.yaml,
     metrics.csv, plots/ and log.txt. On several GPUs: `accelerate launch -m instseg train ...`
+
+    Data without a validation split has a tenth of its images held out to evaluate on (val_split=0.1; the run's
+    split.json names them). Ctrl-C, SIGTERM and SIGHUP save and stop, with exit status 130.
 
     **Examples**
 
@@ -98,23 +101,30 @@ def train(
     instseg train shapes --model solov2_r18 epochs=3 seed=7 --out runs/a
     instseg train shapes --model solov2_r18 epochs=3 seed=7 --out runs/a --resume
     instseg train coco/ --model solov2_r50 --config solov2_3x --batch 16
+    instseg train shapes --out runs/a epochs=5 --resume
     instseg train cells.json --weights nuclei lr=1e-4 on_error=skip
+    instseg train street.json val_split=0.2 classes=[car,person] crowd=ignore
     ```
     """
     overrides = parse_overrides(fields or ())
 
     from instseg.training.run import train as run
+    from instseg.training.watch import TrainingInterrupted
 
-    run(
-        data,
-        model,
-        out=out,
-        config=config,
-        resume=resume,
-        weights=weights,
-        device=device,
-        workers=workers,
-        batch=batch,
-        overrides=overrides,
-        split=split,
-    )
+    try:
+        run(
+            data,
+            model,
+            out=out,
+            config=config,
+            resume=resume,
+            weights=weights,
+            device=device,
+            workers=workers,
+            batch=batch,
+            overrides=overrides,
+            split=split,
+        )
+    except TrainingInterrupted as stopped:
+        typer.echo(str(stopped), err=True)
+        raise typer.Exit(130) from None

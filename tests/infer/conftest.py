@@ -14,6 +14,7 @@ from instseg.core.instances import Instances
 from instseg.core.masks import Masks
 from instseg.core.meta import Categories
 from instseg.data.dataset import InstanceDataset
+from instseg.data.images import ImageRule
 from instseg.data.records import Annotation, Record
 
 
@@ -29,6 +30,7 @@ class Oracle(nn.Module):
         self.config = SimpleNamespace(max_instances=cap)
         self.name = "oracle"
         self.has_weights = True
+        self.image_rule = ImageRule()
 
     def predict_batch(self, images: list[Tensor]) -> list[Instances]:
         assert not self.training

@@ -12,8 +12,11 @@ import torch
 from PIL import Image
 
 from instseg.core.errors import DataError
+from instseg.core.meta import Categories
 from instseg.data.images import ImageRule, read_image
 from instseg.infer.pixels import from_memory
+from instseg.infer.predict import predict
+from instseg.infer.run import predict_sources
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 TWELVE = np.random.default_rng(1).integers(0, 4096, (5, 7, 4)).astype(np.uint16)
@@ -239,3 +242,29 @@ def test_files_in_memory_are_read_by_the_rule(tmp_path: Path) -> None:
     for source in (data, bytearray(data), memoryview(data), io.BytesIO(data), path):
         assert from_memory(source).shape == (3, 7, 5)
         assert from_memory(source, ImageRule(exif=False)).shape == (3, 5, 7)
+
+
+def test_prediction_reads_files_as_the_model_was_trained_on_them(oracle: Any, tmp_path: Path) -> None:
+    """Annotated on stored pixels, 12 bits in 16: neither turned nor black, also when the result is drawn."""
+    values = np.zeros((30, 50), np.uint16)
+    values[5:20, 5:20] = 160  # 10 of 255 when 4095 is white, where the oracle sees object 10
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "a.tif"
+    path.write_bytes(encoded(Image.fromarray(values), "TIFF", exif=exif))
+    oracle = type(oracle)(Categories(tuple("abcdefghijk"), tuple(range(11))))
+    oracle.image_rule = ImageRule(exif=False, full_scale=4080)
+    for result in (predict(oracle, path), predict(oracle, path.read_bytes()), predict(oracle, [path])[0]):
+        assert result.image_size == (30, 50)
+        assert result.boxes.tolist() == [[5, 5, 20, 20]]
+    assert predict(oracle, path).plot().size == (50, 30)
+    assert predict(oracle, path)[:0].plot().getpixel((10, 10)) == (10, 10, 10)
+    predict_sources(oracle, [path], tmp_path / "out")
+    with Image.open(tmp_path / "out" / "overlays" / "a.jpg") as overlay:
+        assert overlay.size == (50, 30)
+
+
+def test_bytes_of_every_kind_are_one_image(oracle: Any) -> None:
+    data = encoded(Image.new("RGB", (50, 30)))
+    for source in (data, bytearray(data), memoryview(data)):
+        assert not isinstance(predict(oracle, source), list)

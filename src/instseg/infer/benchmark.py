@@ -172,7 +172,7 @@ def benchmark(
     tell = say or (lambda _: None)
     target = model.device
     model.eval()
-    sources = expand(source) if source is not None else _bundled()
+    sources = expand(source, model.image_rule) if source is not None else _bundled()
     watch = _Stopwatch(target)
     net, timed = model.net, _TimedNet(model.net, watch)
     model.net = timed

@@ -71,7 +71,7 @@ def explain_image(
     require_weights(model)
     if model.training:
         raise DataError("the model is in training mode: call model.eval() before explaining.")
-    image = as_tensor(source)
+    image = as_tensor(source, model.image_rule)
     views = _views(model, image)
     found: list[tuple[float, int, int]] = []  # score, view, object in it
     for i, view in enumerate(views):

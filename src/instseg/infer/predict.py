@@ -29,7 +29,7 @@ def predict(
     Raises DataError when an image is missing or cannot be read, CheckpointError when the model has no weights.
     """
     require_weights(model)
-    images = expand(source)
+    images = expand(source, model.image_rule)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     predictions = []
@@ -39,7 +39,7 @@ def predict(
             found = model.predict_batch([image.load() for image in part])
             for image, instances in zip(part, found, strict=True):
                 path = None if image.path is None else str(image.path)
-                predictions.append(Prediction(instances, model.meta, path))
+                predictions.append(Prediction(instances, model.meta, path, model.image_rule))
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -50,4 +50,4 @@ def _is_several(source: Any) -> bool:
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
         return path.is_dir() or (not path.exists() and "://" not in str(source) and glob.has_magic(str(source)))
-    return isinstance(source, Sequence) and not isinstance(source, bytes)
+    return isinstance(source, Sequence) and not isinstance(source, bytes | bytearray | memoryview)

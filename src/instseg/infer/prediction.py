@@ -19,6 +19,8 @@ from instseg.core.meta import Categories
 if TYPE_CHECKING:
     from PIL import Image
 
+    from instseg.data.images import ImageRule
+
 LABEL_SUFFIX = "-labels.png"
 
 
@@ -43,12 +45,15 @@ class Prediction:
     > 0.5]`.
     """
 
-    def __init__(self, instances: Instances, categories: Categories, path: str | None = None) -> None:
-        """instances: what the model gave; categories: what its labels mean; path: the image's file, where it
-        has one."""
+    def __init__(
+        self, instances: Instances, categories: Categories, path: str | None = None, rule: ImageRule | None = None
+    ) -> None:
+        """instances: what the model found; categories: what its labels mean; path: the image's file, where it has one;
+        rule: how that file was read."""
         self.instances = instances
         self._categories = categories
         self.path = path
+        self.rule = rule
 
     @property
     def scores(self) -> Tensor:
@@ -94,7 +99,7 @@ class Prediction:
         return len(self.instances)
 
     def __getitem__(self, index: int | slice | Tensor | Sequence[int]) -> Prediction:
-        return Prediction(self.instances[index], self._categories, self.path)
+        return Prediction(self.instances[index], self._categories, self.path, self.rule)
 
     def __repr__(self) -> str:
         height, width = self.image_size
@@ -207,7 +212,7 @@ class Prediction:
         source = self.path if image is None else image
         if source is None:
             return np.full((*self.image_size, 3), 96, dtype=np.uint8)
-        pixels: npt.NDArray[np.uint8] = as_tensor(source).permute(1, 2, 0).numpy()
+        pixels: npt.NDArray[np.uint8] = as_tensor(source, self.rule).permute(1, 2, 0).numpy()
         if pixels.shape[:2] != self.image_size:
             raise DataError(f"image of {pixels.shape[:2]} pixels (height, width) for a prediction on {self.image_size}")
         return np.ascontiguousarray(pixels)

@@ -100,7 +100,7 @@ def predict_sources(
     """
     require_weights(model)
     model.eval()
-    images, folder = expand(list(sources)), Path(out)
+    images, folder = expand(list(sources), model.image_rule), Path(out)
     drawn = PICTURE_SCORE if score is None else score
     summary = PredictSummary(folder, len(images))
     began = time.perf_counter()

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 from torch import Tensor
 
 from instseg.core.errors import DataError
-from instseg.data.images import IMAGE_SUFFIXES, read_image
+from instseg.data.images import IMAGE_SUFFIXES, ImageRule, read_image
 from instseg.infer.pixels import from_memory
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _URL = re.compile(r"https?://", re.IGNORECASE)
 URL_LIMIT = 1 << 28  # bytes that are read from an address
 URL_PATIENCE = 30.0  # seconds
+_ONE = (str, bytes, bytearray, memoryview)  # sequences that are one image
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Source:
     path: Path | None = None
 
 
-def expand(sources: ImageLike | Iterable[ImageLike]) -> list[Source]:
-    """Every image that the sources name, in their order, a folder's images by name.
+def expand(sources: ImageLike | Iterable[ImageLike], rule: ImageRule | None = None) -> list[Source]:
+    """Every image that the sources name, in their order, a folder's images by name, read by a model's `rule`.
 
     A source is a file, a folder (searched through, hidden ones left out), a glob (`**` crosses folders), an http(s)
     address, `-` for an image on standard input, or an image in memory (see :func:`as_tensor`). A file that was named
@@ -56,7 +57,7 @@ def expand(sources: ImageLike | Iterable[ImageLike]) -> list[Source]:
     """
     found: dict[str, tuple[str, Callable[[], Tensor], Path | None]] = {}
     for number, source in enumerate(_listed(sources)):
-        for name, load, path in _expand_one(source, number):
+        for name, load, path in _expand_one(source, number, rule or ImageRule()):
             found.setdefault(str(path.resolve()) if path else f"{number}:{name}", (name, load, path))
     entries = list(found.values())
     names = _unique_names([name for name, _, _ in entries], [path for _, _, path in entries])
@@ -64,48 +65,47 @@ def expand(sources: ImageLike | Iterable[ImageLike]) -> list[Source]:
     return [Source(name, stem, load, path) for name, stem, (_, load, path) in zip(names, stems, entries, strict=True)]
 
 
-def as_tensor(image: ImageLike) -> Tensor:
-    """One image as (3, H, W) uint8 RGB.
+def as_tensor(image: ImageLike, rule: ImageRule | None = None) -> Tensor:
+    """One image as (3, H, W) uint8 RGB, read by a model's `rule`.
 
-    A path, address, `-`, the bytes of an image file or a binary file object are read and decoded. A PIL image is
-    decoded as its file would be. A NumPy array is (H, W, 3) RGB (OpenCV's BGR must be turned first: `image[...,
-    ::-1]`), (H, W, 4) RGBA or (H, W) grey, uint8, uint16, or float in [0, 1]. A tensor is (3, H, W) RGB or (1, H, W) or
-    (H, W) grey, uint8 or float in [0, 1].
+    A path, address or `-` is read, anything else is taken as :func:`~instseg.infer.pixels.from_memory` says:
+    a NumPy array is (H, W, 3) RGB (OpenCV's BGR must be turned first: `image[..., ::-1]`), a tensor (3, H, W).
 
     Raises DataError for anything else.
     """
+    rule = rule or ImageRule()
     if isinstance(image, str | Path):
         text = str(image)
         if text == "-":
-            return _read_stdin()
-        return _read_url(text) if _URL.match(text) else read_image(image)
-    return from_memory(image)
+            return _read_stdin(rule)
+        return _read_url(text, rule) if _URL.match(text) else _read_file(image, rule)
+    return from_memory(image, rule)
 
 
 def _listed(sources: Any) -> Iterable[Any]:
-    return sources if isinstance(sources, Sequence) and not isinstance(sources, str | bytes) else [sources]
+    return sources if isinstance(sources, Sequence) and not isinstance(sources, _ONE) else [sources]
 
 
 Entry: TypeAlias = tuple[str, Callable[[], Tensor], "Path | None"]
 
 
-def _expand_one(source: Any, number: int) -> Iterator[Entry]:
+def _expand_one(source: Any, number: int, rule: ImageRule) -> Iterator[Entry]:
     if not isinstance(source, str | Path):
-        yield _in_memory_name(source, number), lambda: as_tensor(source), None
+        yield _in_memory_name(source, number), lambda: as_tensor(source, rule), None
         return
     text = str(source)
     if text == "-":
-        yield "stdin", _read_stdin, None
+        yield "stdin", lambda: _read_stdin(rule), None
     elif _URL.match(text):
-        yield _url_name(text), lambda: _read_url(text), None
+        yield _url_name(text), lambda: _read_url(text, rule), None
     else:
         path = Path(text).expanduser()
         if path.is_dir():
-            yield from _entries(_images_in(path), path)
+            yield from _entries(_images_in(path), path, rule)
         elif path.exists():
-            yield path.name, lambda: read_image(path), path
+            yield path.name, _reader(path, rule), path
         elif glob.has_magic(text):
-            yield from _glob(path)
+            yield from _glob(path, rule)
         else:
             raise DataError(f"{text}: no such image, folder or glob; check the path")
 
@@ -123,7 +123,7 @@ def _images_in(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _glob(pattern: Path) -> Iterator[Entry]:
+def _glob(pattern: Path, rule: ImageRule) -> Iterator[Entry]:
     parts = pattern.parts
     fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:fixed])
@@ -131,16 +131,20 @@ def _glob(pattern: Path) -> Iterator[Entry]:
     files = [path for path in found if path.is_file()]
     if not files:
         raise DataError(f"{pattern}: the glob matches no file")
-    return _entries(files, root)
+    return _entries(files, root, rule)
 
 
-def _entries(paths: Iterable[Path], root: Path) -> Iterator[Entry]:
+def _entries(paths: Iterable[Path], root: Path, rule: ImageRule) -> Iterator[Entry]:
     for path in paths:
-        yield path.relative_to(root).as_posix(), _reader(path), path
+        yield path.relative_to(root).as_posix(), _reader(path, rule), path
 
 
-def _reader(path: Path) -> Callable[[], Tensor]:
-    return lambda: read_image(path)
+def _reader(path: Path, rule: ImageRule) -> Callable[[], Tensor]:
+    return lambda: _read_file(path, rule)
+
+
+def _read_file(source: str | Path | bytes, rule: ImageRule) -> Tensor:
+    return read_image(source, exif=rule.exif, full_scale=rule.full_scale)
 
 
 def _unique_names(names: list[str], paths: list[Path | None]) -> list[str]:
@@ -213,7 +217,7 @@ def _url_name(url: str) -> str:
     return name or "download"
 
 
-def _read_url(url: str) -> Tensor:
+def _read_url(url: str, rule: ImageRule) -> Tensor:
     from urllib.error import URLError
     from urllib.request import Request, urlopen
 
@@ -226,18 +230,18 @@ def _read_url(url: str) -> Tensor:
         raise DataError(f"{url}: cannot be fetched ({error}); check the address and the network") from None
     if len(content) > URL_LIMIT:
         raise DataError(f"{url}: more than {URL_LIMIT >> 20} MB; download it and give the file")
-    return _decode(content, url)
+    return _decode(content, url, rule)
 
 
-def _read_stdin() -> Tensor:
+def _read_stdin(rule: ImageRule) -> Tensor:
     content = sys.stdin.buffer.read()
     if not content:
         raise DataError("-: nothing came on standard input; pipe an image into it")
-    return _decode(content, "-")
+    return _decode(content, "-", rule)
 
 
-def _decode(content: bytes, name: str) -> Tensor:
+def _decode(content: bytes, name: str, rule: ImageRule) -> Tensor:
     try:
-        return read_image(content)
+        return _read_file(content, rule)
     except DataError as error:
         raise DataError(str(error).replace("image bytes", name, 1)) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from instseg.core.errors import DataError
 from instseg.core.meta import Categories
+from instseg.data.workers import batches_of
 from instseg.infer.classes import Match, match_categories
 from instseg.infer.environment import pick_device
 from instseg.infer.prediction import coco_rows
@@ -127,18 +128,19 @@ def collect_results(
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        for items in progress_bar(loader, "evaluate", len(loader), progress):
-            images, ids = [], []
-            for image, image_id in items:
-                if isinstance(image, DataError):
-                    if dataset.on_error == "raise":
-                        raise image
-                    unread.append(image)
-                    skipped.append(image_id)
-                else:
-                    images.append(image)
-                    ids.append(image_id)
-            results += _predict(model, images, ids, category_ids)
+        with closing(batches_of(loader)) as batches:
+            for items in progress_bar(batches, "evaluate", len(loader), progress):
+                images, ids = [], []
+                for image, image_id in items:
+                    if isinstance(image, DataError):
+                        if dataset.on_error == "raise":
+                            raise image
+                        unread.append(image)
+                        skipped.append(image_id)
+                    else:
+                        images.append(image)
+                        ids.append(image_id)
+                results += _predict(model, images, ids, category_ids)
     finally:
         for module, mode in modes.items():
             module.training = mode

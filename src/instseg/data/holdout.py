@@ -28,7 +28,8 @@ def hold_out(dataset: InstanceDataset, fraction: float, seed: int) -> tuple[IntA
 
     Args:
         dataset: what is split.
-        fraction: part of the images that is held out, at least one image of four or more.
+        fraction: part of the images that is held out, at least one image of four or more; less
+            where training would lose a class.
         seed: decides which.
 
     Returns:
@@ -188,20 +189,21 @@ class _Chooser:
             self._take(i)
         least_surplus = sorted(with_objects, key=lambda i: self._surplus(i, fraction))
         rest = [*least_surplus, *self.empty[share:], *self.order]
-        for strict in (True, False):
+        for singles in (False, True):  # a class that one image shows is given up before too few are held out
             for i in rest:
                 if self.number >= wanted:
                     return
-                if not self.chosen[i] and (not strict or self._may_leave(i)):
+                if not self.chosen[i] and self._may_leave(i, singles):
                     self._take(i)
 
     def _surplus(self, i: int, fraction: float) -> float:
         """By how much the classes of a unit are held out beyond their share already."""
         return max((float(self.held[k]) - fraction * float(self.total[k]) for k in self.classes_of[i]), default=0.0)
 
-    def _may_leave(self, i: int) -> bool:
-        """Whether training keeps an image of every class without this unit."""
-        return all(self.total[k] - self.held[k] >= 2 for k in self.classes_of[i])
+    def _may_leave(self, i: int, singles: bool = False) -> bool:
+        """Whether training keeps an image of every class without this unit; with ``singles``, of every class
+        that more than one image shows."""
+        return all(self.total[k] - self.held[k] >= 2 or (singles and self.total[k] == 1) for k in self.classes_of[i])
 
     def _take(self, i: int) -> None:
         self.chosen[i] = True

@@ -144,18 +144,18 @@ def test_model_names_resolve_to_files_folders_and_zoo_names(tmp_path):
     with pytest.raises(ConfigError, match="neither a file"):
         resolve_model("solov9")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="holds neither"):
+    with pytest.raises(CheckpointError, match="holds none of best.safetensors"):
         resolve_model(tmp_path / "empty")
 
 
 def test_a_model_that_extends_another_starts_from_its_checkpoint(tmp_path):
-    """SODAR's masks are its host's before any training; only the aggregation starts anew."""
+    """SODAR's masks are its host's before any training; only the aggregation starts new."""
     torch.manual_seed(0)
     narrow = {"backbone": "resnet10t", "fpn_channels": 16, "tower_channels": 16, "tower_convs": 1, "grids": (8, 4)}
     narrow |= {"scale_ranges": ((1, 64), (32, 999)), "input_short": 64, "input_long": 96, "mask_prior": 0.5}
     host = instseg.create_model("solo_r50", 2, **narrow).eval()
     host.save(tmp_path / "host.safetensors")
-    with pytest.warns(UserWarning, match=r"checkpoint of solo_r50: the aggregation of sodar_r50 .* starts anew"):
+    with pytest.warns(UserWarning, match=r"checkpoint of solo_r50: the aggregation of sodar_r50 .* starts new"):
         model = instseg.create_model("sodar_r50", 2, weights=tmp_path / "host.safetensors").eval()
     assert model.config.grids == (8, 4) and model.config.backbone == "resnet10t" and model.has_weights
     images = [torch.rand(3, 60, 80)]

@@ -42,9 +42,11 @@ def explain(
     ```
     """
     from instseg.infer.explain import explain_image, write_explanations
-    from instseg.infer.folders import free_folder
+    from instseg.infer.folders import results_folder
 
-    net = open_model(model, overrides or [], device)
-    found = explain_image(net, image, objects, score=score)
-    for item, path in zip(found, write_explanations(net, image, found, out or free_folder("explain")), strict=True):
+    with results_folder(out, "explain") as folder:
+        net = open_model(model, overrides or [], device)
+        found = explain_image(net, image, objects, score=score)
+        paths = write_explanations(net, image, found, folder)
+    for item, path in zip(found, paths, strict=True):
         typer.echo(f"object {item.number}: {net.categories[item.label]} {item.score:.2f} -> {path}")

@@ -50,19 +50,20 @@ def predict(
     instseg predict nuclei scan.tif --score 0.5 --no-overlays max_instances=1000
     ```
     """
-    from instseg.infer.folders import free_folder
+    from instseg.infer.folders import results_folder
     from instseg.infer.run import predict_sources
 
     words = [word for word in sources if is_override(word)]
-    summary = predict_sources(
-        open_model(model, words, device),
-        [source for source in sources if source not in words],
-        out or free_folder("predict"),
-        annotations=annotations,
-        score=score,
-        batch=batch,
-        overlays=overlays,
-        labels=labels,
-    )
+    with results_folder(out, "predict") as folder:
+        summary = predict_sources(
+            open_model(model, words, device),
+            [source for source in sources if source not in words],
+            folder,
+            annotations=annotations,
+            score=score,
+            batch=batch,
+            overlays=overlays,
+            labels=labels,
+        )
     typer.echo(summary.line())
     summary.raise_on_failures()

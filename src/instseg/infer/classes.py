@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,25 +35,31 @@ class ClassMatch:
 def match_categories(model: Categories, data: Categories, match: Match = "auto") -> ClassMatch:
     """Pairs the classes of a model with the categories of a data set.
 
-    By name, where case, spaces, hyphens and underscores do not matter. With "auto", when no name agrees, by
-    category id, but only if both have the same ids and the names of one side say nothing (numbers,
-    "class_3"): a model of nuclei must not be scored as one of pedestrians because both are number 1. "ids"
-    pairs by id whatever the names are.
+    By name, as :func:`pair_names` does. With "auto", when no name agrees, by category id, but only if both have the
+    same ids and the names of one side say nothing (numbers, "class_3"): a model of nuclei must not be scored as one of
+    pedestrians because both are number 1.
 
-    Raises DataError when no class is common to both.
+    Args:
+        model: names and ids of the model's classes.
+        data: names and ids of the data set's categories.
+        match: "auto"; "names" alone; or "ids", whatever the names are.
+
+    Raises:
+        DataError: no class is common to both.
+        ConfigError: ``match`` is none of the three.
     """
     if match not in ("auto", "names", "ids"):
-        raise ConfigError(f'match="{match}" is unknown: use "auto", "names" or "ids"')
+        raise ConfigError(f'match="{match}" is unknown: use "auto", "names" or "ids".')
     by = "ids" if match == "ids" else "names"
     ids = _by_id(model, data) if by == "ids" else _by_name(model, data)
-    nameless = _say_nothing(model) or _say_nothing(data)
+    nameless = say_nothing(model.names) or say_nothing(data.names)
     if match == "auto" and not any(i is not None for i in ids) and nameless and set(model.ids) == set(data.ids):
         by, ids = "ids", _by_id(model, data)
     found = {i for i in ids if i is not None}
     if not found:
         raise DataError(
             f"no class in common between the model ({_some(model.names)}) and the data ({_some(data.names)}): "
-            'evaluate on data of the same classes, rename them, or pair them by category id with match="ids"'
+            'evaluate on data of the same classes, rename them, or pair them by category id with match="ids".'
         )
     return ClassMatch(
         ids=ids,
@@ -62,23 +69,61 @@ def match_categories(model: Categories, data: Categories, match: Match = "auto")
     )
 
 
+def pair_names(ours: Sequence[str], theirs: Sequence[str]) -> tuple[int | None, ...]:
+    """Which name of ``theirs`` each name of ``ours`` is: its position, or None.
+
+    Equal names are paired first, repeated ones in order. Then names that differ in how they are encoded or in spaces
+    around them, then in case, spaces, hyphens and underscores: those only where exactly one is left on either side, so
+    that "car" beside "Car" keeps both apart and "t shirt" is still found as "t-shirt".
+    """
+    pairs: list[int | None] = [None] * len(ours)
+    free = dict.fromkeys(range(len(theirs)))
+    ways: tuple[Callable[[str], str], ...] = (str, _trimmed, _plain, _joined)
+    for number, same in enumerate(ways):
+        left, right = _places(same, ours), _places(same, theirs)
+        for key, places in left.items():
+            mine = [i for i in places if pairs[i] is None]
+            others = [j for j in right.get(key, []) if j in free]
+            if number and (len(mine) != 1 or len(others) != 1):
+                continue
+            for i, j in zip(mine, others, strict=False):
+                pairs[i] = j
+                del free[j]
+    return tuple(pairs)
+
+
+def say_nothing(names: Sequence[str]) -> bool:
+    """Whether names are those that a model without metadata carries, or that a converter invents."""
+    return all(_plain(name).rstrip("0123456789 ") in _PLACEHOLDERS for name in names)
+
+
 def _by_name(model: Categories, data: Categories) -> tuple[int | None, ...]:
-    known: dict[str, int] = {}
-    for name, i in zip(data.names, data.ids, strict=True):
-        known.setdefault(_plain(name), i)  # of two categories with one name the first
-    return tuple(known.pop(_plain(name), None) for name in model.names)
+    return tuple(None if j is None else data.ids[j] for j in pair_names(model.names, data.names))
 
 
 def _by_id(model: Categories, data: Categories) -> tuple[int | None, ...]:
     return tuple(i if i in data.ids else None for i in model.ids)
 
 
+def _places(same: Callable[[str], str], names: Sequence[str]) -> dict[str, list[int]]:
+    """The positions of the names that are the same, for one meaning of "the same"."""
+    places: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        places.setdefault(same(name), []).append(i)
+    return places
+
+
+def _trimmed(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
 def _plain(name: str) -> str:
-    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return " ".join(folded.replace("_", " ").replace("-", " ").split())
 
 
-def _say_nothing(categories: Categories) -> bool:
-    return all(_plain(name).rstrip("0123456789 ") in _PLACEHOLDERS for name in categories.names)
+def _joined(name: str) -> str:
+    return _plain(name).replace(" ", "")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -9,26 +9,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from instseg.core.errors import CheckpointError, ConfigError, DataError
+from instseg.core.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from instseg.core.geometry import View
 from instseg.core.instances import Instances
 from instseg.core.meta import Categories
 from instseg.data.images import ImageRule
+from instseg.infer.start import check_fit, fill
 from instseg.infer.tiles import merge_tiles, tile_views
-from instseg.models import MODELS, build_config, build_net, extends, fields_from, list_models
+from instseg.models import MODELS, build_config, build_net, fields_from
 from instseg.models.config import ModelConfig
 from instseg.models.preprocess import Preprocess
 from instseg.nn.backbone import Backbone, imagenet_reachable, load_backbone_weights
 from instseg.weights.catalogue import CATALOGUE, published_for
 from instseg.weights.checkpoint import Checkpoint, write_checkpoint
-from instseg.weights.source import read_weights
+from instseg.weights.source import BUNDLED, is_run_folder, read_weights
 
 if TYPE_CHECKING:
     from instseg.infer.prediction import Prediction
 
 # Tiles of one image that pass the network together.
 TILE_BATCH = 4
-BUNDLED = {"nuclei": "nuclei/nuclei.safetensors"}
 
 
 class InstanceModel(nn.Module):
@@ -245,7 +245,11 @@ def create_model(
     else:
         model.extra["backbone_weights"] = "none"
     if checkpoint is not None:
-        _load_into(model, checkpoint, os.fspath(str(weights)))
+        own = categories.names if categories is not None else None
+        fill(model.net, name, config, own, checkpoint, os.fspath(str(weights)))
+        model.has_weights = True
+        if categories is None and len(checkpoint.categories) == config.num_classes:
+            model.set_categories(checkpoint.categories)
     return model
 
 
@@ -266,93 +270,56 @@ def _backbone(model: InstanceModel) -> Backbone:
     return backbone
 
 
-def _load_into(model: InstanceModel, checkpoint: Checkpoint, path: str) -> None:
-    """Fills ``model`` from a checkpoint; the class layer starts anew when the number of classes differs, and what
-    the model has on top of the checkpoint's keeps its initial values."""
-    wanted = model.net.state_dict()
-    state = dict(checkpoint.state)
-    wrong = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
-    old = checkpoint.config.get("num_classes")
-    if old != model.config.num_classes:
-        fresh = [k for k in wrong if state[k].shape[1:] == wanted[k].shape[1:] and state[k].shape[0] == old]
-        if fresh:
-            warnings.warn(
-                f"{path} has {old} classes and the model {model.config.num_classes}: {', '.join(fresh)} start anew.",
-                stacklevel=3,
-            )
-        for key in fresh:
-            state[key] = wanted[key]
-            wrong.remove(key)
-    if extends(model.name, checkpoint.model):
-        added = [k for k in wanted if k.startswith("aggregation.")]
-        warnings.warn(
-            f"{path} is a checkpoint of {checkpoint.model}: the aggregation of {model.name} ({len(added)} tensors) "
-            "starts anew.",
-            stacklevel=3,
-        )
-        state |= {k: wanted[k] for k in added}
-    missing, unknown = [k for k in wanted if k not in state], [k for k in state if k not in wanted]
-    if wrong or missing or unknown:
-        first = (wrong + missing + unknown)[0]
-        raise CheckpointError(
-            f"{path} is a checkpoint of {checkpoint.model} (backbone {checkpoint.config.get('backbone')}) and does not "
-            f"fit {model.name} (backbone {model.config.backbone}): {len(missing)} tensors missing, {len(unknown)} "
-            f"unknown, {len(wrong)} of another shape, first {first}: use instseg.load, or --model {checkpoint.model}."
-        )
-    model.net.load_state_dict(state)
-    model.has_weights = True
-    if len(checkpoint.categories) == model.config.num_classes and model.meta.names[0] == "class 0":
-        model.set_categories(checkpoint.categories)
-
-
 def load(path: str | os.PathLike[str], device: str | torch.device | None = None) -> InstanceModel:
-    """A ready model in evaluation mode from a file that ``save`` or a training run wrote, or a published checkpoint
-    of another code base (``.pth``, or a name of the catalogue).
+    """A ready model in evaluation mode. Nothing but a published file that is not there yet is fetched.
+
+    Args:
+        path: a file that ``save`` or a training run wrote, a run folder, a published checkpoint of another code base
+            (``.pth``, or a name of the catalogue such as ``"coco"``), or ``"nuclei"``.
+        device: where to put it; None leaves it on the CPU.
 
     Raises:
-        CheckpointError: the file is missing, torn, not ours, or of a model that this version does not know.
-        ConfigError: its configuration has a field that this version does not know.
+        CheckpointError: the file is missing, truncated, not ours, or of a model or with a field that this version does
+            not know.
     """
-    checkpoint = read_weights(path)
+    checkpoint, where = read_weights(path), os.fspath(path)
     if checkpoint.model not in MODELS:
         raise CheckpointError(
-            f'{os.fspath(path)} holds a "{checkpoint.model}", which this version of instseg does not know: update it.'
+            f'{where} holds a "{checkpoint.model[:80]}", which this version of instseg does not know: update it.'
         )
-    model = InstanceModel(checkpoint.model, build_config(checkpoint.model, checkpoint.config), checkpoint.categories)
-    _load_into(model, checkpoint, os.fspath(path))
+    try:
+        config = build_config(checkpoint.model, checkpoint.config)
+        check_fit(checkpoint, config, where)  # before memory is taken for what the configuration says
+        model = InstanceModel(checkpoint.model, config, checkpoint.categories)
+    except ConfigError as error:
+        raise CheckpointError(f"{where} cannot be used: {error}") from None
+    model.net.load_state_dict(checkpoint.state)
+    model.has_weights = True
     model.extra = checkpoint.extra
     model.eval()
     return model.to(device) if device is not None else model
 
 
 def resolve_model(text: str | os.PathLike[str] | InstanceModel, device: str | None = None) -> InstanceModel:
-    """What the command line calls MODEL: ``nuclei``, a ``.safetensors`` file, a run folder, or a name of the zoo.
+    """What the command line calls MODEL: ``nuclei``, ``coco`` or another published name, a file, a run folder, or a
+    name of the zoo. A folder that holds no run does not stand in the way of a name.
 
-    Raises CheckpointError or ConfigError when it is none of them.
+    Raises:
+        CheckpointError: its file cannot be had or read.
+        ConfigError: it is none of them.
     """
     if isinstance(text, InstanceModel):
         return text.to(device) if device is not None else text
     name, path = os.fspath(text), Path(text)
-    if name in BUNDLED:
-        from importlib.resources import as_file, files
-
-        with as_file(files("instseg") / "assets" / BUNDLED[name]) as bundled:
-            return load(bundled, device)
-    if path.is_dir():
-        for file in ("best.safetensors", "last.safetensors"):
-            if (path / file).is_file():
-                return load(path / file, device)
-        raise CheckpointError(
-            f"{path} holds neither best.safetensors nor last.safetensors: give a finished run's folder."
-        )
-    if name in MODELS:
+    if name in MODELS and not path.is_file() and not is_run_folder(path):
         model = create_model(name).eval()
         return model.to(device) if device is not None else model
-    if path.suffix == ".safetensors" or path.exists() or name in CATALOGUE:
+    if name in BUNDLED or name in CATALOGUE or path.exists() or path.suffix:
         return load(path, device)
+    known = did_you_mean(name, [*BUNDLED, *CATALOGUE, *MODELS])
     raise ConfigError(
-        f'"{name}" is neither a file, a run folder, "nuclei", a published checkpoint, nor a model '
-        f"of the zoo ({', '.join(list_models())})."
+        f'"{name}" is neither a file, a run folder, "nuclei", "coco", a published checkpoint, nor a model of the zoo.'
+        f"{known} `instseg models` lists them."
     )
 
 
@@ -360,8 +327,8 @@ def require_weights(model: InstanceModel) -> None:
     """Raises CheckpointError for a model with random weights: its predictions would be noise."""
     if not model.has_weights:
         names = [entry.name for entry in published_for(model.name)]
-        published = f", a published checkpoint ({names[0]})" if names else ""
+        published = f", a published checkpoint of it ({names[0]})" if names else ""
         raise CheckpointError(
-            f"{model.name} has no weights: give a .safetensors file, a run folder, nuclei{published}, or train it "
-            f"first (instseg train DATA --model {model.name})."
+            f"{model.name} has no weights: give coco, nuclei, a file, a run folder{published}, or train it first "
+            f"(instseg train DATA --model {model.name})."
         )

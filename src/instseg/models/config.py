@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from instseg.nn.deform import Version
 
 Positive = Annotated[int, Field(gt=0)]
+Depth = Annotated[int, Field(gt=0, le=100)]  # modules in a row
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from instseg.models.config import Fraction, ModelConfig, Positive
+from instseg.models.config import Depth, Fraction, ModelConfig, Positive
 from instseg.nn.deform import Version
 from instseg.ops.nms import NMSKind, NMSOptions
 from instseg.ops.voting import Voting
@@ -17,7 +17,7 @@ class GridConfig(ModelConfig):
     """Published values by default."""
 
     fpn_channels: Positive = 256
-    tower_convs: Positive = 7
+    tower_convs: Depth = 7
     tower_channels: Positive = 256
     dcn_towers: Literal["none", "last", "all"] = "none"  # deformable convolutions in the towers, of version dcn
 

@@ -14,7 +14,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from instseg.models.config import Positive
+from instseg.models.config import Depth, Positive
 from instseg.models.grid_config import GridConfig
 from instseg.models.grid_net import MASK_STRIDE, GridNet, GridOutputs, MaskMap
 from instseg.nn.blocks import ConvGNReLU, Tower, prediction_conv, prior_bias
@@ -29,7 +29,7 @@ SEPARATE_CONVS = 7  # depth of the separate mask features, as SOLO's mask branch
 class SOLOv2Config(GridConfig):
     """Published values by default; the light models of the zoo change some of them."""
 
-    tower_convs: Positive = 4
+    tower_convs: Depth = 4
     tower_channels: Positive = 512
     mask_hidden: Positive = 128  # channels inside the mask feature branch
     mask_channels: Positive = 256  # E, channels of the mask feature F

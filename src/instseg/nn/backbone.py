@@ -1,5 +1,6 @@
 """Any timm feature extractor as the backbone."""
 
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ SHORT_NAMES = {
     "x101_32x8d": "resnext101_32x8d.tv_in1k",
 }
 STRIDES = (4, 8, 16, 32)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*")
 
 
 class Backbone(nn.Module):
@@ -87,6 +89,11 @@ def _create(name: str, timm_name: str) -> tuple[nn.Module, list[int]]:
     """The extractor, and which of its features are C2 to C5."""
     import timm
 
+    if _NAME.fullmatch(timm_name) is None:  # timm fetches "hf-hub:owner/name" and reads "local-dir:folder"
+        raise ConfigError(
+            f'backbone "{" ".join(name.split())[:80]}" is not the name of a timm model; addresses and paths are not '
+            "followed: give a name such as resnet50, and its weights as backbone_weights=FILE."
+        )
     try:
         body: nn.Module = timm.create_model(timm_name, features_only=True, pretrained=False)
     except (RuntimeError, AttributeError, TypeError, ValueError) as error:

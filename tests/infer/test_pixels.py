@@ -1,6 +1,7 @@
 """Images in memory become uint8 RGB by the rule of the files, or are refused with what to do."""
 
 import io
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from instseg.core.errors import DataError
 from instseg.core.meta import Categories
 from instseg.data.images import ImageRule, read_image
+from instseg.infer.evaluate import evaluate
 from instseg.infer.pixels import from_memory
 from instseg.infer.predict import predict
 from instseg.infer.run import predict_sources
@@ -268,3 +270,21 @@ def test_bytes_of_every_kind_are_one_image(oracle: Any) -> None:
     data = encoded(Image.new("RGB", (50, 30)))
     for source in (data, bytearray(data), memoryview(data)):
         assert not isinstance(predict(oracle, source), list)
+
+
+def test_evaluation_reads_a_data_set_as_bright_as_the_model_was_trained_on_it(oracle: Any, tmp_path: Path) -> None:
+    """The images of a dark test set alone would be stretched to another white."""
+    values = np.zeros((30, 50), np.uint16)
+    values[5:20, 5:20] = 160  # object 10 where 4080 is white, something else where 255 is
+    Image.fromarray(values).save(tmp_path / "a.png")
+    square = {"id": 1, "image_id": 1, "category_id": 10, "iscrowd": 0, "area": 225, "bbox": [5, 5, 15, 15]}
+    square["segmentation"] = [[5, 5, 20, 5, 20, 20, 5, 20]]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 50, "height": 30}],
+        "categories": [{"id": i, "name": name} for i, name in enumerate("abcdefghijk")],
+        "annotations": [square],
+    }
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    oracle = type(oracle)(Categories(tuple("abcdefghijk"), tuple(range(11))))
+    oracle.image_rule = ImageRule(full_scale=4080)
+    assert evaluate(oracle, tmp_path / "set.json", split="train", progress=False)["segm"]["ap"] == pytest.approx(1)

@@ -19,20 +19,31 @@ _PNG_NOTES = frozenset({b"eXIf", b"iTXt", b"tEXt", b"zTXt"})
 _LONGEST_NOTE = 1 << 24  # bytes
 
 
-def orientation(file: IO[bytes], image: Image) -> int:
-    """The EXIF orientation, 1 to 8, of an image that Pillow has opened but not loaded; 1 where none is readable."""
-    found = _orientation(image)
-    if image.format == "PNG" and (notes := png_chunks(file)[1]):
-        # Pillow finds notes behind the pixels only after decoding those.
+def look(file: IO[bytes], image: Image) -> tuple[int, bool]:
+    """What the file of an image says that Pillow has opened but not loaded.
+
+    Returns:
+        Its EXIF orientation, 1 to 8, 1 where none is readable. False when it is a PNG or JPEG file that lacks its end,
+        or whose end is not found without decoding.
+    """
+    turn = _orientation(image) or 1
+    if image.format in ("JPEG", "MPO"):
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - 1024))
+        return turn, b"\xff\xd9" in file.read()
+    if image.format != "PNG":
+        return turn, True
+    ended, notes = _png_chunks(file)
+    if notes:  # which Pillow finds only after decoding the pixels before them
         from PIL.PngImagePlugin import PngImageFile
 
         file.seek(0)
         head = file.read(_PNG_HEAD)
         try:
-            found = _orientation(PngImageFile(io.BytesIO(head + notes + b"\0\0\0\0IDAT"))) or found
+            turn = _orientation(PngImageFile(io.BytesIO(head + notes + b"\0\0\0\0IDAT"))) or turn
         except Exception:  # Pillow raises anything on damaged notes; the pixels may be fine
-            return found or 1
-    return found or 1
+            return turn, ended
+    return turn, ended
 
 
 def _orientation(image: Image) -> int | None:
@@ -62,18 +73,7 @@ def unturned(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
     return turned(pixels, {6: 8, 8: 6}.get(orientation, orientation))
 
 
-def has_end(file: IO[bytes], form: str | None) -> bool:
-    """False when a PNG or JPEG file lacks its end, or its end is not found without decoding."""
-    if form == "PNG":
-        return png_chunks(file)[0]
-    if form in ("JPEG", "MPO"):
-        size = file.seek(0, io.SEEK_END)
-        file.seek(max(0, size - 1024))
-        return b"\xff\xd9" in file.read()
-    return True
-
-
-def png_chunks(file: IO[bytes]) -> tuple[bool, bytes]:
+def _png_chunks(file: IO[bytes]) -> tuple[bool, bytes]:
     """Whether a PNG file has its end chunk, and its chunks of EXIF and text that lie behind the pixels."""
     place, size = 8, file.seek(0, io.SEEK_END)
     notes, pixels = b"", False

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from instseg.core.errors import DataError
-from instseg.data.headers import TRANSPOSING, has_end, orientation, turned, unturned
+from instseg.data.headers import TRANSPOSING, look, turned, unturned
 from instseg.data.pillow import check_size, open_image, unlimited
 from instseg.data.samples import Samples, UInt8Array, decides_scale, holding, largest, to_rgb
 from instseg.data.tiff import read_samples, wide_layout
@@ -29,7 +29,8 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 
-_SCALE_FILES = 64
+_SCALE_FILES = 64  # of a data set that are looked at for its full scale,
+_SCALE_SAMPLES = 1 << 28  # until so many samples have been decoded
 
 
 @dataclass(frozen=True)
@@ -95,28 +96,35 @@ def image_size(source: ImageSource) -> tuple[tuple[int, int], tuple[int, int]]:
             (height, width), turn = layout.size, layout.orientation
         else:
             with open_image(file) as image:
-                turn, form = orientation(file, image), image.format
+                turn, ended = look(file, image)
                 height, width = _stored_size(image)
-            if not has_end(file, form):
+            if not ended:
                 _read(file, False, None)  # the end may lie before much appended data
     return ((width, height) if turn in TRANSPOSING else (height, width)), (height, width)
 
 
 def find_full_scale(paths: Sequence[Path]) -> float | None:
-    """The full scale of a data set, from at most 64 of its images, evenly chosen.
+    """The full scale of a data set, from at most 64 of its images, evenly chosen, fewer where they are large.
 
     Returns:
         The smallest of 8, 10, 12, 14 and 16 bits that holds the largest sample of the images with samples wider than
         8 bits, or that sample itself; None where no image has them, or only floats in [0, 1].
     """
     top: float | None = None
+    decoded = 0
     step = max(1.0, len(paths) / _SCALE_FILES)
-    for path in (paths[int(i * step)] for i in range(min(_SCALE_FILES, len(paths)))):
+    count = min(_SCALE_FILES, len(paths))
+    # In an order that is spread over the whole set however early it ends.
+    for i in np.argsort(np.arange(count) * 0.618034 % 1).tolist():
+        if decoded > _SCALE_SAMPLES:
+            break
+        path = paths[int(i * step)]
         try:
             with _explained(str(path)), _opened(path) as file:
                 found = _wide(file)
                 if found is None:
                     continue
+                decoded += found.values.size
                 highest = largest(found.colors)
                 if decides_scale(found.colors, highest):
                     top = max(top or 0.0, highest)
@@ -161,7 +169,7 @@ def _read(file: IO[bytes], exif: bool, full_scale: float | None) -> UInt8Array:
         pixels = to_rgb(read_samples(file, layout), full_scale)
         return turned(pixels, layout.orientation) if exif else pixels
     with open_image(file) as image:
-        turn, form = orientation(file, image), image.format
+        (turn, _), form = look(file, image), image.format
         wide = wide_samples(file, image)
         pixels = to_rgb(wide, full_scale) if wide is not None else _narrow(image)
     if form == "TIFF":  # Pillow has turned it

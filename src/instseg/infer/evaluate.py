@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from instseg.core.errors import DataError
+from instseg.core.errors import ConfigError, DataError
+from instseg.core.files import make_writable
 from instseg.core.meta import Categories
 from instseg.data.workers import batches_of
 from instseg.infer.classes import Match, match_categories
@@ -24,7 +27,8 @@ from instseg.metrics.coco import CocoMetrics, evaluate_coco
 from instseg.metrics.confusion import confusion_matrix
 
 if TYPE_CHECKING:
-    from instseg.data.dataset import InstanceDataset
+    from instseg.data.crowds import Crowd
+    from instseg.data.dataset import InstanceDataset, OnError
     from instseg.infer.model import InstanceModel
 
 __all__ = ["collect_results", "evaluate", "match_categories", "score_results", "without_images"]
@@ -43,45 +47,73 @@ def evaluate(
     max_dets: int | None = None,
     match: Match = "auto",
     tta: bool = False,
+    on_error: OnError = "raise",
+    crowd: Crowd = "auto",
 ) -> dict[str, Any]:
     """Mask and box AP of a model, COCO protocol, every image counted, also those without objects.
 
-    model: a model, or what names one (zoo name, .safetensors, run folder, `nuclei`).
-    data: a data set, or what names one; `split` is the part of it that is read.
-    batch: images a forward pass; workers: processes that read images (0: this one).
-    device: where to compute; None leaves a given model where it is, and picks the fastest device for a named
-    one. out: a folder for `metrics.json`, `results.json` (COCO results, which pycocotools scores the same)
-    and `plots/`. max_dets: detections that count per image and class; None takes the model's own cap,
-    `config.max_instances`. match: how classes are paired, see :func:`instseg.infer.classes.match_categories`.
-    tta: multi-scale testing, see :func:`instseg.infer.tta.predict_scales`.
+    Boxes are those of the predicted masks. Memory grows with the number of objects found, as run-length codes, and not
+    with the size or number of images.
 
-    Returns the content of `metrics.json`: `segm` and `bbox` (figures of :class:`CocoMetrics`), `per_class`
-    (both together), `max_dets`, `classes` (how they were paired, and which exist on one side only),
-    `confusion`, counts and seconds. Boxes are those of the predicted masks. Memory grows with the number of
-    objects found, as run-length codes, and not with the size or number of images.
+    Args:
+        model: a model, or what names one (zoo name, file, run folder, ``nuclei``, ``coco``).
+        data: a data set, or what names one. Of the data set from which a run held images out, as it does where there is
+            no validation split, the images held out are evaluated alone, unless ``split`` is ``"train"``.
+        split: the part of ``data`` that is read.
+        batch: images a forward pass.
+        workers: processes that read images; 0 reads in this one.
+        device: where to compute; None leaves a given model where it is, and picks the fastest for a named one.
+        out: a folder for ``metrics.json``, ``results.json`` (COCO results, which pycocotools scores the same) and
+            ``plots/``.
+        progress: draw a bar on a terminal.
+        max_dets: detections that count per image and class; None takes the model's own cap, ``config.max_instances``.
+        match: how classes are paired, see :func:`instseg.infer.classes.match_categories`.
+        tta: multi-scale testing, see :func:`instseg.infer.tta.predict_scales`.
+        on_error: what a defect or an image that cannot be read does to a named data set: ``"raise"``, or ``"skip"`` it
+            with a warning.
+        crowd: what ``iscrowd`` means in a named data set: ``"auto"``, ``"ignore"`` or ``"object"``.
 
-    Raises DataError when no class is common to model and data, or an image cannot be read or is not of the size
-    that its annotations are for; CheckpointError for a model with random weights.
+    Returns:
+        the content of ``metrics.json``: ``segm`` and ``bbox`` (figures of :class:`CocoMetrics`), ``per_class`` (both
+        together), ``max_dets``, ``classes`` (how they were paired, and which exist on one side only), ``held_out``
+        (None, or how many images of how many were evaluated because the run did not see them), ``confusion``, counts
+        and seconds.
+
+    Raises:
+        DataError: no class is common to model and data, or an image cannot be read or is not of the size that its
+            annotations are for.
+        CheckpointError: a model with random weights.
+        ConfigError: ``out`` cannot be written.
     """
-    from instseg.data.dataset import ground_truth, open_dataset
+    from instseg.data.dataset import ground_truth
     from instseg.infer.model import require_weights, resolve_model
 
+    if out is not None:
+        make_writable(Path(out), ConfigError)
     if isinstance(model, str | Path) or device is not None:
         model = resolve_model(model, str(pick_device(None if device is None else str(device))))
     require_weights(model)
-    dataset = open_dataset(data, split=split) if isinstance(data, str | Path) else data
+    held: dict[str, int] | None = None
+    if isinstance(data, str | Path):
+        dataset, held = _open(model, data, split, on_error, crowd)
+    else:
+        dataset = data
+    dataset = _read_as_trained(dataset, model)
     classes = match_categories(Categories(model.categories, model.category_ids), dataset.categories, match)
     cap = int(model.config.max_instances) if max_dets is None else max_dets
-    started = time.perf_counter()
+    started, left_out = time.perf_counter(), dataset.left_out_line()
     with multi_scale(model) if tta else nullcontext():
         results, skipped = collect_results(model, dataset, classes.ids, batch=batch, workers=workers, progress=progress)
     predicted = time.perf_counter()
     truth = without_images(ground_truth(dataset), skipped)
     report = score_results(truth, results, cap, out=None if out is None else Path(out))
+    if (more := dataset.left_out_line()) not in (None, left_out):  # found only while reading
+        warnings.warn(f"{more}; `instseg data check` lists them", stacklevel=2)
     report |= {
         "model": model.name,
         "data": dataset.name,
         "split": dataset.split,
+        "held_out": held,
         "skipped_images": len(skipped),
         "classes": {
             "matched_by": classes.by,
@@ -95,6 +127,52 @@ def evaluate(
 
         write_json(Path(out) / "metrics.json", report, indent=2)
     return report
+
+
+def _open(
+    model: InstanceModel, data: str | Path, split: str, on_error: OnError, crowd: Crowd
+) -> tuple[InstanceDataset, dict[str, int] | None]:
+    """The data set to evaluate on, and how many images of how many it holds where they are those that a run held out."""
+    from instseg.data.dataset import open_dataset
+    from instseg.data.holdout import KEY, held_out
+
+    record = model.extra.get(KEY)
+    part = split if not record or _has_split(data, split) else "train"
+    dataset = open_dataset(data, part, on_error=on_error, crowd=crowd)
+    if not record or split == "train":
+        return dataset, None
+    found = held_out(dataset, record)
+    if found is not None:
+        return found, {"images": len(found), "of": len(dataset)}
+    if part != split:
+        warnings.warn(
+            f"{data} has no split {split}, and its images are not those that the run was given: all {len(dataset)} are "
+            "evaluated, and the run may have been trained on some of them.",
+            stacklevel=3,
+        )
+    return dataset, None
+
+
+def _has_split(data: str | Path, split: str) -> bool:
+    from instseg.data.dataset import data_path
+    from instseg.data.formats.layout import locate
+
+    if str(data) == "shapes":
+        return True
+    try:
+        locate(data_path(data), split)
+    except DataError:
+        return False
+    return True
+
+
+def _read_as_trained(dataset: InstanceDataset, model: InstanceModel) -> InstanceDataset:
+    """The data set, with the white of wide samples where the model's training had it, as prediction has."""
+    if "image_rule" not in model.extra:
+        return dataset
+    again = copy.copy(dataset)
+    again.image_rule = replace(dataset.image_rule, full_scale=model.image_rule.full_scale)
+    return again
 
 
 def collect_results(

@@ -31,7 +31,7 @@ def find(root: Path, *names: str, folders: tuple[str, ...] = ("images", ".")) ->
         "images\\a b.png",
         "C:\\Users\\me\\set\\images\\a b.png",
         "C:/elsewhere/a b.png",
-        "/home/me/set/images/a b.png",
+        "/Volumes/me/set/images/a b.png",
         "/data/upload/1/a b.png",
         "../../label-studio/data/media/upload/1/a b.png",
         "images/a%20b.png",

@@ -48,6 +48,7 @@ def tiff(
     extra: int | None = None,
     orientation: int = 1,
     rows_per_strip: int = 3,
+    missing: str | None = None,
 ) -> bytes:
     """A TIFF of (H, W, C) values, in strips or square tiles."""
     height, width, channels = values.shape
@@ -72,6 +73,8 @@ def tiff(
         317: [predictor],
         339: [kind] * channels,
     }
+    if missing is not None:  # four characters
+        tags[42113] = [struct.unpack(f"{order}I", missing.encode())[0]]
     if extra is not None:
         tags[338] = [extra]
     lengths = [len(block) for block in blocks]
@@ -90,7 +93,8 @@ def _directory(tags: dict[int, list[int]], order: str, place: int) -> bytes:
     place += 2 + 12 * len(tags) + 4
     for tag, numbers in sorted(tags.items()):
         value = struct.pack(f"{order}{len(numbers)}I", *numbers)
-        entries += struct.pack(f"{order}HHI", tag, 4, len(numbers))
+        text = tag == 42113
+        entries += struct.pack(f"{order}HHI", tag, 2 if text else 4, 4 if text else len(numbers))
         if len(value) > 4:
             entries += struct.pack(f"{order}I", place + len(far))
             far += value

@@ -217,6 +217,15 @@ def test_first_frame_of_an_animation_is_read() -> None:
         assert read_image(data)[0, 0, 0] > 190 > read_image(data)[1, 0, 0]
 
 
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "JPEG2000", "PPM", "MPO", "ICO", "TGA"])
+def test_every_format_is_read_as_pillow_shows_it_and_its_file_object_stays_open(form: str) -> None:
+    file = io.BytesIO(encoded(Image.fromarray(RGB).resize((32, 32)), form))
+    assert image_size(file) == ((32, 32), (32, 32))
+    with Image.open(io.BytesIO(file.getvalue())) as image:
+        assert np.array_equal(read_image(file).permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB")))
+    assert not file.closed
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LAB", "YCbCr", "CMYK"])
 def test_tiff_of_every_color_space_is_rgb(mode: str) -> None:
     color = Image.new("RGB", (16, 16), (255, 255, 255)).convert(mode)

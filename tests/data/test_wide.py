@@ -171,6 +171,15 @@ def test_missing_floats_are_black() -> None:
     assert read_image(tiff(values))[0, 0].tolist() == [0, 0, 0, 255]
 
 
+@pytest.mark.parametrize("dtype", ["i2", "f4"])
+def test_what_a_tiff_declares_as_missing_is_black(dtype: str) -> None:
+    values = TWELVE[..., :1].astype(dtype)
+    values[2, 3] = -999
+    image = read_image(tiff(values, missing="-999"))
+    assert image[:, 2, 3].tolist() == [0, 0, 0]
+    assert torch.equal(image[:, 5:], shown(values[5:], 4095))
+
+
 def test_a_file_that_declares_its_white_keeps_it() -> None:
     values = np.full((3, 4, 3), 500, np.uint16)
     assert (read_image(pnm(values, 1000)) == 128).all()  # 500 of 1000, though 10 bits hold it

@@ -66,8 +66,8 @@ def read_image(source: ImageSource, *, exif: bool = True, full_scale: float | No
     Samples wider than 8 bits, of grey, RGB and CMYK with or without alpha, follow one rule. White is ``full_scale``;
     without one it is the smallest of 8, 10, 12, 14 and 16 bits that holds the largest color sample of the image, or
     that sample itself above 16 bits. Floats whose largest value is below 2 have 1 as white, others follow the same
-    rule. NaN and infinite floats are black. A file that declares its own white (PGM, PPM, JPEG 2000) is brought to 16
-    bits first.
+    rule. Missing data (NaN, infinite floats, and what a TIFF declares as such) are black. A file that declares its own
+    white (PGM, PPM, JPEG 2000) is brought to 16 bits first.
 
     Args:
         source: a path, the bytes of a file, or a binary file object, which is read from its start.

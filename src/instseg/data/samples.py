@@ -3,8 +3,8 @@
 White is ``full_scale`` where one is given. Otherwise it is the smallest of 8, 10, 12, 14 and 16 bits that holds the
 largest sample of the image (that sample itself above 16 bits), because a sensor's 12 bits in a 16-bit file would
 come out nearly black as 16 bits. Floats whose largest value is below 2 have 1 as white, those above follow the rule of
-the integers. NaN and infinite floats, which mark missing data, are black. Alpha has the same white as the colors, or
-the next of these steps that holds it; what is transparent shows white. Negative samples are refused.
+the integers. Missing data are black: NaN, infinite floats, and what a TIFF declares as such. Alpha has the same white
+as the colors, or the next of these steps that holds it; what is transparent shows white. Negative samples are refused.
 """
 
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ def white_of(values: AnyArray, full_scale: float | None) -> float:
     top = largest(values)
     if values.dtype.kind == "f" and top < _UNIT_FLOATS_BELOW:
         return 1.0
-    return full_scale if full_scale is not None else holding(top)
+    return full_scale or holding(top)
 
 
 def decides_scale(values: AnyArray, top: float) -> bool:

@@ -20,7 +20,7 @@ from instseg.data.samples import AnyArray, Samples, UInt8Array
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIPS, _PER_PIXEL, _ROWS, _STRIP_BYTES, _PLANAR, _PREDICTOR = 273, 277, 278, 279, 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _FORMAT = 322, 323, 324, 325, 338, 339
-_ORIENTATION = 274
+_ORIENTATION, _MISSING = 274, 42113
 _CHANNELS = {0: 1, 1: 1, 2: 3, 5: 4}  # of each photometric interpretation: white is 0, black is 0, RGB, CMYK
 _RAW = 1
 # No codec of TIFF packs more bytes into one: a file that declares more is damaged.
@@ -41,6 +41,7 @@ class Layout:
         block: (h, w) of a strip or tile.
         tiled: whether the blocks are tiles, which are all full.
         blocks: offset and length of each block in the file.
+        missing: the sample value that stands for missing data, if any, as GDAL writes it.
     """
 
     size: tuple[int, int]
@@ -55,6 +56,7 @@ class Layout:
     block: tuple[int, int]
     tiled: bool
     blocks: tuple[tuple[int, int], ...]
+    missing: float | None = None
 
 
 def wide_layout(file: IO[bytes]) -> Layout | None:
@@ -111,7 +113,7 @@ def _layout(file: IO[bytes], tags: Any, dtype: np.dtype[Any], photometric: int) 
     predictor, orientation = _number(tags, _PREDICTOR, 1), _number(tags, _ORIENTATION, 1)
     extra = _numbers(tags, _EXTRA, ())
     return Layout((height, width), dtype, channels, photometric, compression, predictor, orientation, extra, planes,
-                  block, tiled, blocks)  # fmt: skip
+                  block, tiled, blocks, _missing(tags))  # fmt: skip
 
 
 def read_samples(file: IO[bytes], layout: Layout) -> Samples:
@@ -131,6 +133,8 @@ def read_samples(file: IO[bytes], layout: Layout) -> Samples:
     ]
     values = np.concatenate(planes, axis=2) if len(planes) > 1 else planes[0]
     kept = values[..., : colors + alpha]
+    if layout.missing is not None:
+        kept[kept == layout.missing] = 0
     return Samples(kept, alpha, alpha and meaning == 1, layout.photometric == 0)
 
 
@@ -218,6 +222,13 @@ def _unpredicted(data: UInt8Array, layout: Layout, channels: int) -> AnyArray:
     else:
         raise DataError(f"uses predictor {layout.predictor}, which TIFF does not define; replace or remove it.")
     return values.astype(values.dtype.newbyteorder("="), copy=False).reshape(rows, across, width, channels)
+
+
+def _missing(tags: Any) -> float | None:
+    try:
+        return float(str(tags.get(_MISSING, "")).strip("\0 "))
+    except ValueError:
+        return None
 
 
 def _numbers(tags: Any, tag: int, default: tuple[int, ...]) -> tuple[int, ...]:

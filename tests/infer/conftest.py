@@ -30,6 +30,7 @@ class Oracle(nn.Module):
         self.config = SimpleNamespace(max_instances=cap)
         self.name = "oracle"
         self.has_weights = True
+        self.extra: dict[str, object] = {}
         self.image_rule = ImageRule()
 
     def predict_batch(self, images: list[Tensor]) -> list[Instances]:

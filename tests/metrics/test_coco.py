@@ -252,3 +252,21 @@ def test_unusable_result_is_one_line_that_names_it(change: dict[str, Any], words
     with pytest.raises(DataError) as caught:
         evaluate_coco(truth, [results[0] | change])
     assert words in str(caught.value) and "\n" not in str(caught.value) and "result 0" in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_ids_may_be_negative_or_huge(backend: Any) -> None:
+    truth, results = random_case(3)
+    expected = evaluate_coco(truth, results, "segm", 20, backend)
+    images = {0: -7, 10: 0, 20: 5, 30: 2**53, 40: 2**63, 50: 2**70}
+    categories = {1: -(2**40), 3: 0, 7: 2**31, 9: 2**65}
+    for image in truth["images"]:
+        image["id"] = images[image["id"]]
+    for category in truth["categories"]:
+        category["id"] = categories[category["id"]]
+    for row in [*truth["annotations"], *results]:
+        row["image_id"], row["category_id"] = images[row["image_id"]], categories[row["category_id"]]
+    found = evaluate_coco(truth, results, "segm", 20, backend)
+    assert found.ap == expected.ap and found.ar == expected.ar
+    assert [row["id"] for row in found.per_class] == list(categories.values())
+    assert [row["ap"] for row in found.per_class] == [row["ap"] for row in expected.per_class]

@@ -132,7 +132,7 @@ def evaluate(
 def _open(
     model: InstanceModel, data: str | Path, split: str, on_error: OnError, crowd: Crowd
 ) -> tuple[InstanceDataset, dict[str, int] | None]:
-    """The data set to evaluate on, and how many images of how many it holds where they are those that a run held out."""
+    """The data set to evaluate on, and how many images of how many it holds where a run held them out."""
     from instseg.data.dataset import open_dataset
     from instseg.data.holdout import KEY, held_out
 

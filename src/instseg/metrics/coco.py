@@ -114,44 +114,64 @@ def evaluate_coco(
 ) -> CocoMetrics:
     """Scores a COCO results list against a COCO data set; equal to pycocotools for any `max_dets`.
 
-    ground_truth: `images`, `categories`, `annotations`; masks as polygons or RLE. Annotation ids may be
-        anything (they are renumbered: id 0 breaks the matching of COCOeval); `iscrowd`, `area` and `bbox` are
-        filled in where absent. An image without annotations counts: what is found on it is wrong.
-    results: dicts of `image_id`, `category_id`, `score`, and `segmentation` (RLE) or `bbox` (xywh). For
-        `kind="segm"` a `bbox` is not read: it would move an object to the size class of its box. For
-        `kind="bbox"` a missing box is the mask's own.
-    max_dets: how many results of a category count in an image, best first.
+    Ids of images, categories and annotations may be any whole numbers: the backends are given others, from 1 on (one
+    takes ids for unsigned, and an annotation 0 breaks the matching of COCOeval).
 
-    Raises DataError when a result names an unknown image, lacks its score or shape, or has a mask of another
-    size.
+    Args:
+        ground_truth: `images`, `categories`, `annotations`; masks as polygons or RLE. `iscrowd`, `area` and `bbox` are
+            filled in where absent. An image without annotations counts: what is found on it is wrong.
+        results: dicts of `image_id`, `category_id`, `score`, and `segmentation` (RLE) or `bbox` (xywh). For
+            `kind="segm"` a `bbox` is not read: it would move an object to the size class of its box. For
+            `kind="bbox"` a missing box is the mask's own.
+        kind: masks or boxes.
+        max_dets: how many results of a category count in an image, best first.
+        backend: what computes; "auto" takes the faster one that is installed.
+
+    Raises:
+        DataError: a result names an unknown image, lacks its score or shape, or has a mask of another size.
     """
     if max_dets < 1:
-        raise DataError(f"max_dets is {max_dets}: at least one detection per image must count")
+        raise DataError(f"max_dets is {max_dets}: at least one detection per image must count.")
     images = {int(image["id"]): image for image in ground_truth["images"]}
+    categories = sorted({int(c["id"]): dict(c) for c in ground_truth["categories"]}.items())  # the order of the arrays
+    numbers = _Numbers(
+        {image: n for n, image in enumerate(sorted(images), 1)}, {c: n for n, (c, _) in enumerate(categories, 1)}
+    )
     dataset = {
-        "images": list(images.values()),
-        "categories": [dict(category) for category in ground_truth["categories"]],
-        "annotations": _prepare_truth(ground_truth["annotations"], images),
+        "images": [{**image, "id": numbers.images[i]} for i, image in images.items()],
+        "categories": [{**content, "id": numbers.categories[i]} for i, content in categories],
+        "annotations": _prepare_truth(ground_truth["annotations"], images, numbers),
     }
-    found = {**dataset, "annotations": _prepare_results(results, images, kind)}
+    found = {**dataset, "annotations": _prepare_results(results, images, numbers, kind)}
     caps = sorted({min(1, max_dets), min(10, max_dets), max_dets})
     chosen = _pick_backend(backend)
     precision, recall, scores = _run(chosen, dataset, found, kind, caps)
-    return _summarize(dataset, kind, caps, chosen, precision, recall, scores)
+    return _summarize(dataset, [i for i, _ in categories], kind, caps, chosen, precision, recall, scores)
 
 
-def _prepare_truth(annotations: Sequence[Mapping[str, Any]], images: Mapping[int, Any]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Numbers:
+    """What the backends are given for each id of an image and of a category, from 1 on."""
+
+    images: dict[int, int]
+    categories: dict[int, int]
+
+    def of(self, row: Mapping[str, Any]) -> dict[str, int]:
+        """Those of an annotation or result; 0 for a category that the data set does not have."""
+        category = self.categories.get(int(row["category_id"]), 0)
+        return {"image_id": self.images[int(row["image_id"])], "category_id": category}
+
+
+def _prepare_truth(
+    annotations: Sequence[Mapping[str, Any]], images: Mapping[int, Any], numbers: _Numbers
+) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for annotation in annotations:
         image = images.get(int(annotation["image_id"]))
         if image is None:
             continue  # COCOeval walks over images: such an annotation is never seen
-        row = {
-            key: annotation[key]
-            for key in ("image_id", "category_id", "segmentation", "bbox", "area")
-            if key in annotation
-        }
-        row |= {"id": len(out) + 1, "iscrowd": int(annotation.get("iscrowd", 0))}
+        row = {key: annotation[key] for key in ("segmentation", "bbox", "area") if key in annotation}
+        row |= {**numbers.of(annotation), "id": len(out) + 1, "iscrowd": int(annotation.get("iscrowd", 0))}
         if "area" not in row or "bbox" not in row:
             mask = _as_rle(annotation, image)
             row.setdefault("area", float(rle.area([mask])[0]))
@@ -174,7 +194,7 @@ def _as_rle(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> rle.RLE:
 
 
 def _prepare_results(
-    results: Sequence[Mapping[str, Any]], images: Mapping[int, Any], kind: Kind
+    results: Sequence[Mapping[str, Any]], images: Mapping[int, Any], numbers: _Numbers, kind: Kind
 ) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     masks: list[rle.RLE] = []
@@ -191,13 +211,7 @@ def _prepare_results(
             raise DataError(
                 f"result {number} (image {result['image_id']}) has score {score}: a finite number is needed"
             )
-        row = {
-            "id": number + 1,
-            "image_id": result["image_id"],
-            "category_id": result["category_id"],
-            "score": float(score),
-        }
-        out.append(row | {"iscrowd": 0})
+        out.append({**numbers.of(result), "id": number + 1, "score": float(score), "iscrowd": 0})
         if need_masks:
             masks.append(_result_mask(number, result, image, kind))
     areas, boxes = (rle.area(masks), rle.boxes(masks)) if masks else (np.zeros(0), np.zeros((0, 4)))
@@ -274,6 +288,7 @@ def _mean(values: FloatArray) -> float:
 
 def _summarize(
     dataset: dict[str, Any],
+    ids: Sequence[int],
     kind: Kind,
     caps: list[int],
     backend: str,
@@ -299,14 +314,14 @@ def _summarize(
         ar_medium=recall_by_area["medium"],
         ar_large=recall_by_area["large"],
         ar_at={cap: _mean(recall[:, :, 0, m]) for m, cap in enumerate(caps)},
-        per_class=_per_class(dataset, curves, recall[:, :, 0, -1], curve_scores),
+        per_class=_per_class(dataset, ids, curves, recall[:, :, 0, -1], curve_scores),
         precision=curves,
         scores=curve_scores,
     )
 
 
 def _per_class(
-    dataset: dict[str, Any], precision: FloatArray, recall: FloatArray, scores: FloatArray
+    dataset: dict[str, Any], ids: Sequence[int], precision: FloatArray, recall: FloatArray, scores: FloatArray
 ) -> list[dict[str, Any]]:
     names = {int(category["id"]): str(category["name"]) for category in dataset["categories"]}
     counts = dict.fromkeys(names, 0)
@@ -319,7 +334,7 @@ def _per_class(
         rows.append(
             {
                 "name": names[category],
-                "id": category,
+                "id": ids[k],
                 "instances": counts[category],
                 "ap": _mean(precision[:, :, k]),
                 "ap50": _mean(precision[0, :, k]),

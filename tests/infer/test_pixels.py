@@ -287,4 +287,5 @@ def test_evaluation_reads_a_data_set_as_bright_as_the_model_was_trained_on_it(or
     (tmp_path / "set.json").write_text(json.dumps(content))
     oracle = type(oracle)(Categories(tuple("abcdefghijk"), tuple(range(11))))
     oracle.image_rule = ImageRule(full_scale=4080)
+    oracle.extra = {"image_rule": oracle.image_rule.to_json()}
     assert evaluate(oracle, tmp_path / "set.json", split="train", progress=False)["segm"]["ap"] == pytest.approx(1)

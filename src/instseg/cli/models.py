@@ -16,7 +16,8 @@ def models(
 ) -> None:
     """List the models: method, backbone, parameters, multiply-adds at the paper's input size, the paper's AP.
 
-    With the name of one model: everything about it, its configuration fields included.
+    With the name of one model: everything about it, its configuration fields included. With coco or another published
+    checkpoint: what it is, where it comes from, and whether it is here already.
 
     **Examples**
 
@@ -24,11 +25,16 @@ def models(
     instseg models
     instseg models '*light*'
     instseg models solov2_r50
+    instseg models coco
     ```
     """
-    from instseg.cli.tables import model_page, models_table
+    from instseg.cli.tables import file_page, model_page, models_table
     from instseg.infer.zoo import find_models, recorded_counts, summarise
+    from instseg.weights.catalogue import CATALOGUE
 
+    if name in CATALOGUE:
+        typer.echo(file_page(name, CATALOGUE[name]))
+        return
     found = find_models(name or "*")
     if name in found:
         typer.echo(model_page(summarise(name)))

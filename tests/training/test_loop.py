@@ -216,6 +216,89 @@ def test_patience_ends_a_run_that_gets_no_better(trainer: Make, tmp_path: Path) 
     assert "stopping early" in (tmp_path / "log.txt").read_text()
 
 
+def test_of_equal_aps_the_latest_weights_are_the_best(trainer: Make, tmp_path: Path) -> None:
+    progress = trainer(tmp_path, evaluate=_scores(0.0, 0.0, 0.0), epochs=3).fit()
+    assert (progress.best, progress.best_epoch) == (0.0, 3)
+    assert (tmp_path / "best.safetensors").read_bytes() == (tmp_path / "last.safetensors").read_bytes()
+
+
+def test_equal_aps_do_not_feed_the_patience(trainer: Make, tmp_path: Path) -> None:
+    assert trainer(tmp_path, evaluate=_scores(*[0.0] * 9), epochs=9, patience=2).fit().epoch == 3
+
+
+@pytest.mark.parametrize("ap", [-1.0, math.nan])
+def test_an_ap_that_cannot_be_computed_is_no_ap(trainer: Make, tmp_path: Path, ap: float) -> None:
+    progress = trainer(tmp_path, evaluate=_scores(ap, ap), epochs=2, patience=1).fit()
+    assert progress.epoch == 2 and progress.best is None
+    assert [row["ap"] for row in _rows(tmp_path)] == ["", ""] and _rows(tmp_path)[0]["ap50"] == "0.5"
+    assert (tmp_path / "best.safetensors").read_bytes() == (tmp_path / "last.safetensors").read_bytes()
+    assert (tmp_path / "log.txt").read_text().count("nothing to find") == 1
+
+
+@pytest.mark.parametrize("fault", [DataError("9.png: cut short; replace it."), TypeError("a fault\nof ours")])
+def test_an_evaluation_that_fails_costs_nothing_and_is_tried_again(
+    trainer: Make, tmp_path: Path, fault: Exception
+) -> None:
+    calls: list[int] = []
+
+    def evaluate(model: Any) -> dict[str, float]:
+        calls.append(load_state(tmp_path / "last.ckpt")[0]["progress"]["update"])
+        if len(calls) == 2:
+            raise fault
+        return _scores(0.1 * len(calls))(model)
+
+    progress = trainer(tmp_path, evaluate=evaluate, epochs=3).fit()
+    assert calls == [4, 4, 4]  # each epoch was saved before it was evaluated
+    assert [row["ap"] for row in _rows(tmp_path)] == ["0.1", "", "0.3"]
+    assert progress.best_epoch == 3
+    (line,) = [line for line in (tmp_path / "log.txt").read_text().splitlines() if "evaluation failed" in line]
+    assert "warning" in line and ("9.png: cut short" in line or "unexpected TypeError: a fault of ours" in line)
+
+
+def test_an_evaluation_that_failed_at_the_end_is_made_by_resuming(trainer: Make, tmp_path: Path) -> None:
+    def fails(model: Any) -> dict[str, float]:
+        raise DataError("9.png: cut short; replace it.")
+
+    trainer(tmp_path, evaluate=fails, epochs=1).fit()
+    assert [row["ap"] for row in _rows(tmp_path)] == [""]
+    again = trainer(tmp_path, evaluate=_scores(0.4), epochs=1)
+    again.restore(load_state(tmp_path / "last.ckpt")[0])
+    progress = again.fit()
+    assert (progress.best, progress.best_epoch, progress.failed) == (0.4, 1, False)
+    assert [row["ap"] for row in _rows(tmp_path)] == ["0.4"]
+
+
+def test_weights_are_written_with_every_checkpoint_but_not_before_the_first_update(
+    trainer: Make, tiny_model: Any, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    seen: list[bool] = []
+
+    def look(call: int) -> float:
+        path = tmp_path / "last.safetensors"
+        seen.append(path.exists())
+        if path.exists():
+            saved, state = load_file(path), load_state(tmp_path / "last.ckpt")[0]
+            assert all(torch.equal(saved[name], state["model"][name]) for name in saved)
+        return 1.0
+
+    model = tiny_model()
+    model.spoil = look
+    trainer(tmp_path, model=model, epochs=2, checkpoint_minutes=0).fit()
+    assert seen == [False] + [True] * 7
+
+
+def test_what_the_data_leaves_out_is_said_when_it_changes(trainer: Make, squares: Any, tmp_path: Path) -> None:
+    data = squares()
+    lines = iter(["squares: left out 1", "squares: left out 1", "squares: left out 2", "squares: left out 2"])
+    run = trainer(tmp_path, data=data, epochs=3)
+    run.data.left_out_line = lambda: next(lines)
+    run.fit()
+    text = (tmp_path / "log.txt").read_text()
+    assert text.count("warning: squares: left out 1") == 1 and text.count("warning: squares: left out 2") == 1
+
+
 def test_a_loss_that_turns_nan_stops_and_keeps_the_last_good_state(
     trainer: Make, tiny_model: Any, tmp_path: Path
 ) -> None:
@@ -303,6 +386,15 @@ def test_ctrl_c_finishes_the_update_saves_and_says_how_to_go_on(trainer: Make, t
     state, _ = load_state(tmp_path / "last.ckpt")
     assert (state["progress"]["epoch"], state["progress"]["update"]) == (1, 2)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_every_stop_signal_saves_and_says_that_it_interrupted(trainer: Make, tiny_model: Any, tmp_path: Path) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        model = tiny_model()
+        model.spoil = lambda call, n=number: os.kill(os.getpid(), n) or 1.0 if call == 2 else 1.0
+        with pytest.raises(TrainingInterrupted, match="interrupted in epoch 1 after update 2 of 4"):
+            trainer(tmp_path / number.name, model=model).fit()
+        assert (tmp_path / number.name / "last.safetensors").exists()
 
 
 def test_ctrl_c_during_an_evaluation_keeps_the_epoch(trainer: Make, tmp_path: Path) -> None:

@@ -86,9 +86,12 @@ def to_rgb(samples: Samples, full_scale: float | None = None) -> UInt8Array:
     """(H, W, 3) uint8."""
     colors = samples.colors
     white = white_of(colors, full_scale)
-    out = _over_white(samples, white) if samples.alpha else _scaled(colors, white)
-    if samples.inverted and not samples.alpha:
-        out = 255 - out
+    opaque = _opaque(samples, white) if samples.alpha else None
+    if opaque is not None and (samples.values[..., -1] != opaque).any():
+        out = _over_white(samples, white, opaque)
+    else:
+        out = _scaled(colors, white)
+        out = 255 - out if samples.inverted else out
     if samples.transparent is not None:
         out[(colors == np.array(samples.transparent)).all(axis=2)] = 255
     if out.shape[2] == 4:
@@ -119,12 +122,16 @@ def _scaled(values: AnyArray, white: float) -> UInt8Array:
     return out
 
 
-def _over_white(samples: Samples, white: float) -> UInt8Array:
+def _opaque(samples: Samples, white: float) -> float:
+    """The value of alpha at which nothing shines through."""
+    return 1.0 if white == 1.0 else max(white, holding(largest(samples.values[..., -1])))
+
+
+def _over_white(samples: Samples, white: float, opaque: float) -> UInt8Array:
     values, colors = samples.values, samples.colors
-    clear = 1.0 if white == 1.0 else max(white, holding(largest(values[..., -1])))
     out = np.empty(colors.shape, dtype=np.uint8)
     for place, rows in _blocks(values):
-        share, alpha = _share(rows[..., :-1], white), _share(rows[..., -1:], clear)
+        share, alpha = _share(rows[..., :-1], white), _share(rows[..., -1:], opaque)
         if samples.inverted:
             share = 1 - share
         over = share + (1 - alpha) if samples.premultiplied else 1 - (1 - share) * alpha

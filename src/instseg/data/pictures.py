@@ -1,17 +1,15 @@
 """Plots and pictures of a data set, for people to look at before they train."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from instseg.data.dataset import InstanceDataset
 from instseg.data.geometry import View, scaled
+from instseg.data.statistics import Report, SplitStatistics
 from instseg.data.transforms import Scene, take
-
-if TYPE_CHECKING:
-    from instseg.data.check import Report, SplitStatistics
 
 _SHOWN = 12  # pictures a split
 _COLUMNS = 4
@@ -19,7 +17,7 @@ _CELL = 360  # pixels
 _SHOWN_CLASSES = 30
 
 
-def write_pictures(report: "Report", sets: dict[str, InstanceDataset], out: Path) -> list[Path]:
+def write_pictures(report: Report, sets: dict[str, InstanceDataset], out: Path) -> list[Path]:
     """``statistics.png`` and one ``{split}.jpg`` with images and their masks; gives the paths."""
     out.mkdir(parents=True, exist_ok=True)
     written = []
@@ -30,7 +28,7 @@ def write_pictures(report: "Report", sets: dict[str, InstanceDataset], out: Path
     return written
 
 
-def _plot(statistics: "list[SplitStatistics]", path: Path) -> Path:
+def _plot(statistics: list[SplitStatistics], path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -58,7 +56,7 @@ def _plot(statistics: "list[SplitStatistics]", path: Path) -> Path:
     return path
 
 
-def _histogram(axes: Any, statistics: "list[SplitStatistics]", values: list[list[float]], *, logarithmic: bool) -> None:
+def _histogram(axes: Any, statistics: list[SplitStatistics], values: list[list[float]], *, logarithmic: bool) -> None:
     low = min(min(v) for v in values)
     high = max(max(v) for v in values)
     if logarithmic:

@@ -16,6 +16,7 @@ from instseg.core.instances import Instances
 from instseg.core.masks import Masks
 from instseg.core.meta import Categories
 from instseg.data.dataset import InstanceDataset, open_dataset
+from instseg.data.images import ImageRule
 from instseg.infer import demo
 from instseg.metrics.coco import evaluate_coco
 
@@ -30,6 +31,7 @@ class Knows(nn.Module):
         self.categories, self.category_ids = self.meta.names, self.meta.ids
         self.config = SimpleNamespace(max_instances=500)
         self.name, self.has_weights = "knows", True
+        self.image_rule = ImageRule()
         self.answers = [(dataset.image(i), dataset.records[i].annotations) for i in range(len(dataset))]
 
     def predict_batch(self, images: list[Tensor]) -> list[Instances]:

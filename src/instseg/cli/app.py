@@ -64,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             status = app(words, prog_name="instseg", standalone_mode=False)
         sys.stdout.flush()
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", 130)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        return _fail(_interrupted(error), 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone: nothing left to flush
         return 1
@@ -86,6 +86,12 @@ def _usage(error: Exception) -> int:
     program = context.command_path if context is not None else "instseg"
     message = " ".join(error.format_message().split())  # type: ignore[attr-defined]  # asked for by the caller
     return _fail(f"{message.rstrip('.')} (see {program} --help)", getattr(error, "exit_code", 2))
+
+
+def _interrupted(error: BaseException) -> str:
+    """One line with the word `interrupted`, and how far the verb came where it said so."""
+    stopped = error if isinstance(error, KeyboardInterrupt) else error.__cause__  # the parser makes an Abort of it
+    return str(stopped) if isinstance(stopped, KeyboardInterrupt) and str(stopped) else "interrupted"
 
 
 def _describe(error: Exception) -> str:

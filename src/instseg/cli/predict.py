@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from instseg.cli.options import Batch, Debug, Device, Model, Out, Score, is_override, open_model
+from instseg.cli.options import MACHINE, Batch, Debug, Device, Model, Out, Score, is_override, open_model
 
 
 def predict(
@@ -31,8 +31,23 @@ def predict(
     score: Score = None,
     overlays: Annotated[bool, typer.Option(help="Draw the masks into a copy of each image.")] = True,
     labels: Annotated[bool, typer.Option(help="Write a 16-bit label image each: 0 ground, 1, 2, ... objects.")] = True,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue the unfinished run in --out, or the newest one in runs/predict*."),
+    ] = False,
     device: Device = None,
     batch: Batch = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=0,
+            metavar="N",
+            help="Threads that read images ahead; chosen from the cores when left out, 0 for none.",
+            show_default=False,
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Segment images: overlays, COCO JSON and label images.
@@ -41,29 +56,35 @@ def predict(
     more; --score changes both. Everything goes into --out (runs/predict, runs/predict2, ... when left out).
     An image that cannot be read is named and left out, the others are finished, and the exit status is 1.
 
+    predictions.json can be read at any moment of the run. When the run is stopped, whatever stops it, the images that
+    were finished are kept; the same call with --resume continues. Results of a finished run in --out are replaced.
+    Overlays and label images are recognized in folders and globs, and are not predicted.
+
     **Examples**
 
     ```
     instseg predict nuclei cells.png
     instseg predict runs/train photos/ 'more/*.jpg' --out results --batch 4
+    instseg predict runs/train photos/ 'more/*.jpg' --out results --batch 4 --resume
     instseg predict best.safetensors val/images --annotations val.json
     instseg predict nuclei scan.tif --score 0.5 --no-overlays max_instances=1000
     ```
     """
-    from instseg.infer.folders import results_folder
     from instseg.infer.run import predict_sources
 
     words = [word for word in sources if is_override(word)]
-    with results_folder(out, "predict") as folder:
-        summary = predict_sources(
-            open_model(model, words, device),
-            [source for source in sources if source not in words],
-            folder,
-            annotations=annotations,
-            score=score,
-            batch=batch,
-            overlays=overlays,
-            labels=labels,
-        )
-    typer.echo(summary.line())
+    summary = predict_sources(
+        lambda: open_model(model, words, device),
+        [source for source in sources if source not in words],
+        out,
+        annotations=annotations,
+        score=score,
+        batch=batch,
+        overlays=overlays,
+        labels=labels,
+        resume=resume,
+        workers=workers,
+    )
+    for line in [*summary.notes(), summary.line()]:
+        typer.echo(line)
     summary.raise_on_failures()

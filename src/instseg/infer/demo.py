@@ -15,6 +15,7 @@ import numpy as np
 from instseg.core import rle
 from instseg.infer.environment import environment, pick_device
 from instseg.infer.evaluate import score_results
+from instseg.infer.journal import JOURNAL
 from instseg.infer.model import resolve_model
 from instseg.infer.run import PREDICTIONS, PredictSummary, predict_sources
 from instseg.infer.writers import PICTURE_SCORE, atomic, write_json
@@ -71,6 +72,7 @@ def run_demo(
     say(f"segmenting {len(paths)} microscopy images on {next(ready.parameters()).device} ...")
     with warnings.catch_warnings():  # at a score of 0.05 the most crowded image fills the cap; pictures start at 0.25
         warnings.filterwarnings("ignore", ".*max_instances")
+        (folder / JOURNAL).unlink(missing_ok=True)  # a demo that was interrupted begins again
         summary = predict_sources(ready, paths, folder, progress=progress)
     metrics = score_results(ground_truth(dataset), _results(folder, dataset), ready.config.max_instances, folder)
     write_json(folder / "metrics.json", {"model": ready.name, "data": DATA, "split": SPLIT, **metrics}, indent=2)

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from instseg.weights.checkpoint import Checkpoint, write_checkpoint
 from instseg.weights.source import BUNDLED, is_run_folder, read_weights
 
 if TYPE_CHECKING:
+    from instseg.infer.predict import ImageError
     from instseg.infer.prediction import Prediction
 
 # Tiles of one image that pass the network together.
@@ -193,20 +194,40 @@ class InstanceModel(nn.Module):
         found: list[Instances] = self.net.decode(outputs, views)
         return found
 
-    def predict(self, source: Any, *, batch: int = 1) -> "Prediction | list[Prediction]":
+    def predict(self, source: Any, *, batch: int = 1) -> "Prediction | list[Prediction | ImageError]":
         """The objects of one image, or of each of a list, folder or glob.
 
         Args:
-            source: a path, URL, PIL image, NumPy array (H, W, 3) RGB uint8, tensor (3, H, W), or a list of them.
+            source: a path, URL, PIL image, NumPy array (H, W, 3) RGB uint8, tensor (3, H, W), or a list of them. In a
+                list each image keeps its place; one that cannot be read is an ``ImageError`` there, with a warning. A
+                folder or glob returns the images that can be read, and warns of the others.
             batch: images given to the network at once.
 
         Raises:
-            DataError: an image is missing or cannot be read.
+            DataError: the image, or every one of several, is missing or cannot be read.
             CheckpointError: the model has no weights.
         """
         from instseg.infer.predict import predict
 
         return predict(self, source, batch=batch)
+
+    def stream(
+        self, source: Any, *, batch: int = 1, workers: int | None = None
+    ) -> "Generator[Prediction | ImageError]":
+        """The predictions of any number of images, in order, in bounded memory, while others are read ahead.
+
+        Args:
+            source: as in :meth:`predict`, also an iterator without end.
+            batch: images given to the network at once.
+            workers: threads that read images; chosen from the cores when None, 0 reads between the batches.
+
+        Returns:
+            an iterator of predictions; an image that cannot be read is an ``ImageError`` in its place and stops
+            nothing. Leaving it early stops the threads.
+        """
+        from instseg.infer.predict import stream
+
+        return stream(self, source, batch=batch, workers=workers)
 
     def save(self, path: str | os.PathLike[str], *, half: bool = False) -> None:
         """Writes weights, configuration and categories to one safetensors file that :func:`load` reads.

@@ -191,8 +191,8 @@ class Prediction:
         target = Path(path)
         suffix = target.suffix.lower()
         if suffix == ".json":
-            with writers.CocoWriter(target, self._categories, score=_or(score, writers.JSON_SCORE)) as writer:
-                writer.add(self.instances, Path(self.path).name if self.path else target.stem)
+            name = Path(self.path).name if self.path else target.stem
+            writers.write_coco(target, self.instances, name, self._categories, _or(score, writers.JSON_SCORE))
         elif suffix == ".geojson":
             kept = self[self.scores >= _or(score, writers.JSON_SCORE)]
             writers.write_json(target, kept.to_geojson())

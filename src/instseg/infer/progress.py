@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def progress_bar(steps: Iterable[T], text: str, total: int, enabled: bool = True) -> Iterator[T]:
+def progress_bar(steps: Iterable[T], text: str, total: int, enabled: bool = True, *, done: int = 0) -> Generator[T]:
     """The steps, with a bar, a count and the time left drawn on a terminal; nothing is drawn into a file or
-    pipe."""
+    pipe. ``done`` of the ``total`` steps were taken before."""
     if not enabled:
         yield from steps
         return
@@ -20,7 +20,7 @@ def progress_bar(steps: Iterable[T], text: str, total: int, enabled: bool = True
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(text, total=total)
+        task = bar.add_task(text, total=total, completed=done)
         for step in steps:
             yield step
             bar.advance(task)

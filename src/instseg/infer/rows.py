@@ -1,0 +1,213 @@
+"""The objects of an image as rows of `predictions.json`."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import torch
+
+from instseg.core import rle
+from instseg.core.errors import DataError
+from instseg.core.instances import Instances
+from instseg.core.meta import Categories
+from instseg.data.images import image_size
+from instseg.infer.classes import match_categories
+from instseg.infer.prediction import coco_rows
+
+_HEADERS = 300  # images whose headers show whether a data set was annotated on turned images
+
+Rows = list[dict[str, Any]]
+
+
+class RowMaker(Protocol):
+    """Turns what was found in an image into rows."""
+
+    def rows(self, found: Instances, name: str, path: Path | None, images: int, annotations: int) -> tuple[Any, Rows]:
+        """The record of an image and its rows.
+
+        Args:
+            found: its objects.
+            name: what the image is called.
+            path: where it lies.
+            images: images before it.
+            annotations: rows before its first.
+
+        Raises:
+            DataError: the image cannot be taken.
+        """
+
+
+class CocoRows:
+    """For a COCO data set.
+
+    An image has ``id`` (from 1 in the order of arrival), ``file_name``, ``width``, ``height``; an annotation the
+    category ids of the data that the model was trained on, ``score``, RLE ``segmentation``, ``area``, ``bbox`` (xywh),
+    ``iscrowd`` 0, and ``instance``, the value that the object's pixels have in the label image.
+
+    Args:
+        categories: of the model.
+        score: masks below it are left out.
+    """
+
+    def __init__(self, categories: Categories, score: float) -> None:
+        self.categories = categories
+        self.score = score
+
+    def rows(self, found: Instances, name: str, path: Path | None, images: int, annotations: int) -> tuple[Any, Rows]:
+        height, width = found.image_size
+        image = {"id": images + 1, "file_name": name, "width": width, "height": height}
+        return image, list(self._rows(found, images + 1, annotations))
+
+    def _rows(self, found: Instances, image: int, annotations: int) -> Iterator[dict[str, Any]]:
+        found.masks.rle()  # rendered here once: whatever is chosen from these instances later shares the codes
+        kept = found[found.scores >= self.score]
+        codes = kept.masks.rle()
+        boxes, areas = rle.boxes(codes).tolist(), rle.area(codes).tolist()
+        scores, labels = kept.scores.tolist(), kept.labels.tolist()
+        for number, (code, area) in enumerate(zip(codes, areas, strict=True)):
+            if area <= 0:
+                continue
+            annotations += 1
+            x0, y0, x1, y1 = boxes[number]
+            yield {
+                "id": annotations,
+                "image_id": image,
+                "category_id": self.categories.ids[labels[number]],
+                "score": scores[number],
+                "segmentation": rle.to_json(code),
+                "area": int(area),
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "iscrowd": 0,
+                "instance": number + 1,
+            }
+
+
+class ResultRows:
+    """For an annotation file: rows of a plain COCO results list under that file's image and category ids, without
+    ``bbox``, ready for pycocotools' ``loadRes``.
+
+    Args:
+        categories: of the model.
+        annotations: a COCO JSON.
+        score: masks below it are left out.
+
+    Raises:
+        DataError: the file is not COCO, or has no class in common with the model.
+    """
+
+    def __init__(self, categories: Categories, annotations: Path | str, score: float) -> None:
+        self.score = score
+        self.known = Path(annotations)
+        images, data = read_index(self.known)
+        self._ids = match_categories(categories, data).ids
+        self._images = ImageIndex(images, self.known)
+
+    def size(self, path: Path) -> tuple[int, int] | None:
+        """(H, W) of an image as the file states it, None where it does not."""
+        try:
+            return _size(self._images.find(str(path)))
+        except DataError:
+            return None
+
+    def fit_shown(self, paths: Iterable[Path]) -> bool | None:
+        """Whether the sizes in the file are those of the images as their EXIF orientation shows them (True), or as they
+        are stored (False); None where no image can tell."""
+        shown = stored = seen = 0
+        for path in paths:
+            size = self.size(path)
+            if size is None:
+                continue
+            try:
+                turned, kept = image_size(path)
+            except DataError:
+                continue
+            shown += turned != kept and size == turned
+            stored += turned != kept and size == kept
+            seen += 1
+            if seen >= _HEADERS and shown + stored:
+                break
+        return shown >= stored if shown + stored else None
+
+    def rows(self, found: Instances, name: str, path: Path | None, images: int, annotations: int) -> tuple[Any, Rows]:
+        file_name = str(path) if path is not None else name
+        image = self._images.find(file_name)
+        size = _size(image)
+        if size not in (None, tuple(found.image_size)):
+            height, width = found.image_size
+            raise DataError(
+                f"{file_name}: image of {width} x {height} pixels, {self.known.name} says {image['width']} x "
+                f"{image['height']}: it is not the image that was annotated."
+            )
+        found.masks.rle()  # rendered here once: whatever is chosen from these instances later shares the codes
+        kept = found[found.scores >= self.score]
+        kept = kept[torch.tensor([self._ids[label] is not None for label in kept.labels.tolist()], dtype=torch.bool)]
+        rows = coco_rows(kept, [-1 if i is None else i for i in self._ids], int(image["id"]))
+        record = {"id": int(image["id"]), "file_name": name}
+        return record, [{**row, "segmentation": rle.to_json(row["segmentation"])} for row in rows]
+
+
+def read_index(path: Path) -> tuple[list[dict[str, Any]], Categories]:
+    """The images and categories of a COCO JSON. Raises DataError when it is missing or not COCO."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        images = [dict(image) for image in content["images"]]
+        rows = sorted(content["categories"], key=lambda row: int(row["id"]))
+        categories = Categories(tuple(str(r["name"]) for r in rows), tuple(int(r["id"]) for r in rows))
+        bad = next((image for image in images if "id" not in image or "file_name" not in image), None)
+    except OSError as error:
+        raise DataError(f"{path}: annotation file cannot be read ({error.strerror}); check the path.") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{path}: not a COCO annotation file: it needs images and categories with ids.") from None
+    if bad is not None:
+        raise DataError(f"{path}: image {bad.get('id', '?')} has no id or file_name; correct the record.")
+    return images, categories
+
+
+class ImageIndex:
+    """Finds the record of an image by the path of its file.
+
+    A record's `file_name` may hold folders; the one that agrees with the most trailing parts of the path
+    wins.
+    """
+
+    def __init__(self, images: Iterable[dict[str, Any]], source: Path) -> None:
+        self.source = source
+        self._by_name: dict[str, list[dict[str, Any]]] = {}
+        for image in images:
+            self._by_name.setdefault(_parts(image["file_name"])[-1], []).append(image)
+
+    def find(self, file_name: str) -> dict[str, Any]:
+        """The record. Raises DataError when there is none, or two are as good."""
+        parts = _parts(file_name)
+        found = self._by_name.get(parts[-1], [])
+        if not found:
+            raise DataError(f"{file_name}: {self.source.name} has no image of this name; its results are left out.")
+        agreeing = [_common_tail(parts, _parts(image["file_name"])) for image in found]
+        if agreeing.count(max(agreeing)) > 1:
+            raise DataError(
+                f"{file_name}: {self.source.name} has several images of this name; predict on their folder."
+            )
+        return found[agreeing.index(max(agreeing))]
+
+
+def _size(image: dict[str, Any]) -> tuple[int, int] | None:
+    height, width = image.get("height"), image.get("width")
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def _parts(file_name: str) -> tuple[str, ...]:
+    text = unicodedata.normalize("NFC", str(file_name)).replace("\\", "/")
+    return PurePosixPath(text).parts or ("",)
+
+
+def _common_tail(one: tuple[str, ...], other: tuple[str, ...]) -> int:
+    same = 0
+    for a, b in zip(reversed(one), reversed(other), strict=False):
+        if a != b:
+            break
+        same += 1
+    return same

@@ -27,8 +27,8 @@ def claimed(out: Path | str | None, verb: str, subfolders: Sequence[str]) -> Ite
     Raises:
         WriteError: a folder cannot be made or written.
     """
-    if out is not None and not str(out).strip():
-        raise WriteError("--out is empty: name a folder for the results.")
+    if out is not None and (not str(out).strip() or "\0" in str(out)):
+        raise WriteError("the folder for the results has no name; choose another --out.")
     try:
         folder = free_folder(verb) if out is None else Path(out).expanduser()
         made = _missing(folder) if out is not None else [folder, folder.parent]

@@ -196,9 +196,9 @@ def _run(
                 journal.resume()
             else:
                 journal.begin()
+        rest = _not_done(sources, journal)
+        summary.resumed = journal.images
         try:
-            rest = _not_done(sources, journal)
-            summary.resumed = journal.images
             _Run(model, rows, options, summary, journal, stop).predict(rest, len(sources))
             with stop.held_back():
                 journal.finish()

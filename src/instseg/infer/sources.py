@@ -133,7 +133,7 @@ def find(
         Source(name, stem, entry.read, entry.path, rule, entry.threaded)
         for name, stem, entry in zip(names, unique_stems(names), entries, strict=True)
     ]
-    return Found(out, written)
+    return Found(out, list(dict.fromkeys(written)))
 
 
 def is_many(sources: Any) -> TypeGuard[Iterable[Any]]:

@@ -117,6 +117,18 @@ def test_joined_parts_keep_each_its_place():
         Masks.cat([parts[0], Masks.from_bool(torch.ones(1, 4, 4))])
 
 
+def test_a_block_is_a_part_of_the_dense_soft_mask():
+    size = (60, 100)
+    tile = Placement((10, 10), 4, (40, 40), (50, 50), (10, 50))
+    masks = Masks.from_soft(blobs(3, 10, 10), tile, size, floor=0)
+    dense = masks.soft()
+    for i in range(3):
+        top, bottom, left, right = masks.reach(i)
+        assert dense[i].count_nonzero() == dense[i, top:bottom, left:right].count_nonzero()
+        for a, b, c, d in ((0, 60, 0, 100), (5, 33, 40, 77), (0, 9, 0, 30), (20, 21, 60, 61)):
+            torch.testing.assert_close(masks.block(i, a, b, c, d), dense[i, a:b, c:d])
+
+
 def test_masks_at_image_size_are_kept_as_they_are():
     pixels = torch.rand(3, 20, 31) > 0.6
     assert torch.equal(Masks.from_bool(pixels).bool(), pixels)

@@ -106,8 +106,9 @@ class Masks:
         if len({(p.image_size, p.threshold) for p in parts}) != 1:
             raise ValueError("masks of different images or thresholds cannot be joined")
         placements = list(dict.fromkeys(p for part in parts for p in part.placements))
-        which = [torch.tensor([placements.index(p) for p in part.placements] or [0])[part.which] for part in parts]
-        return cls(
+        position = {placement: k for k, placement in enumerate(placements)}
+        which = [torch.tensor([position[p] for p in part.placements] or [0])[part.which] for part in parts]
+        joined = cls(
             torch.cat([p.values for p in parts]),
             torch.cat([p.window_boxes for p in parts]),
             torch.cat([p.core_boxes for p in parts]),
@@ -116,6 +117,10 @@ class Masks:
             parts[0].image_size,
             parts[0].threshold,
         )
+        known = [part._rles for part in parts]
+        if all(codes is not None for codes in known):
+            joined._rles = [code for codes in known for code in codes or ()]
+        return joined
 
     def at_size(self, size: tuple[int, int]) -> "Masks":
         """The same masks for the image at another size (H, W); each must cover the whole image, not a tile of it."""
@@ -218,6 +223,24 @@ class Masks:
             return torch.from_numpy(_sampled(_sampled(cells.numpy(), down.numpy()).T, across.numpy()).T)
         with torch.autocast(cells.device.type, enabled=False):
             return down.to(cells.device) @ cells @ across.to(cells.device).T
+
+    def reach(self, i: int) -> tuple[int, int, int, int]:
+        """Rows and columns (top, bottom, left, right) of the image that the kept values of mask ``i`` reach."""
+        top, bottom, left, right = self._extent(i, self.window_boxes[i])
+        dy, dx = self.placements[int(self.which[i])].offset
+        return top + dy, bottom + dy, left + dx, right + dx
+
+    def block(self, i: int, top: int, bottom: int, left: int, right: int) -> Tensor:
+        """Soft values (h, w) of mask ``i`` on a block of the image, pixels, end exclusive."""
+        out = self.values.new_zeros(bottom - top, right - left)
+        dy, dx = self.placements[int(self.which[i])].offset
+        first, last, low, high = self.reach(i)
+        extent = max(first, top) - dy, min(last, bottom) - dy, max(low, left) - dx, min(high, right) - dx
+        for rows, columns in self._blocks(*extent):
+            y, x = rows.start + dy - top, columns.start + dx - left
+            rendered = self._render(i, rows, columns)
+            out[y : y + rendered.shape[0], x : x + rendered.shape[1]] = rendered
+        return out
 
     def _blocks(self, top: int, bottom: int, left: int, right: int) -> Iterator[tuple[slice, slice]]:
         for y in range(top, bottom, BLOCK):

@@ -1,7 +1,10 @@
 """Large images in overlapping squares, so that every part is seen at the size the model was trained at."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -9,9 +12,11 @@ from instseg.core import rle as rle_codes
 from instseg.core.geometry import View
 from instseg.core.instances import Instances
 from instseg.core.masks import Masks
+from instseg.infer.joining import candidate, distinct, group, join
+from instseg.infer.seams import Parts, compare, rivals
 
-# Two masks of one class from different tiles are the same object when they share this much of the smaller one.
-SAME_OBJECT = 0.5
+# What is no wider than this at the border of a tile, and not seen by the next tile, is nothing; pixels.
+SLIVER = 4
 
 
 def tile_starts(extent: int, tile: int, overlap: int) -> list[int]:
@@ -24,7 +29,9 @@ def tile_starts(extent: int, tile: int, overlap: int) -> list[int]:
 
 def tile_views(image_size: tuple[int, int], scale: float, tile: int, overlap: int) -> list[View]:
     """Views of ``tile`` x ``tile`` network pixels over an image that is resized by ``scale``."""
-    side, shared = max(1, round(tile / scale)), round(overlap / scale)
+    side = max(1, round(tile / scale))
+    # Enlarged images have tiles of few pixels, where rounding could leave no step from one to the next.
+    shared = min(round(overlap / scale), side * 3 // 4)
     height, width = image_size
     views = []
     for top in tile_starts(height, side, shared):
@@ -38,56 +45,77 @@ def tile_views(image_size: tuple[int, int], scale: float, tile: int, overlap: in
 def merge_tiles(parts: Sequence[Instances], views: Sequence[View], max_instances: int) -> Instances:
     """One result for the image from those of its tiles.
 
-    An object in the overlap is found in several tiles. Of masks of one class that share half of the smaller one,
-    the best is kept, and a mask that ends at the border of its tile (and may be cut there) gives way to one that
-    does not.
+    An object in the overlap is found in several tiles, and one that is larger than the overlap is found in parts.
+    Masks of one class are the same object when they agree where both of their tiles look, or, where tiles only meet,
+    when they continue each other across the seam. An object that a tile shows whole keeps that mask, the best of them
+    if several do, with its score. The parts of all others are joined into one mask, whose score is the mean of the
+    parts' scores, weighted with their areas; parts whose scores differ by more than 0.5 are not joined. See
+    ``docs/decisions/tiles.md``.
+
+    Args:
+        parts: what was found in each tile, best first.
+        views: where each tile lies in the image.
+        max_instances: cap on the objects of the image, counted after joining.
+
+    Returns:
+        The objects, best first; ``capped`` where the cap cut some off, here or in a tile.
     """
+    capped = any(p.capped for p in parts)
     if len(parts) == 1:
-        return parts[0]
-    scores = torch.cat([p.scores for p in parts])
-    labels = torch.cat([p.labels for p in parts])
+        return parts[0] if len(parts[0]) <= max_instances else replace(parts[0][:max_instances], capped=True)
     masks = Masks.cat([p.masks for p in parts])
-    tile = torch.cat([torch.full((len(p),), i) for i, p in enumerate(parts)])
-    cut = torch.cat([_cut_by_tile(p, v) for p, v in zip(parts, views, strict=True)])
-    order = torch.argsort(scores.cpu() - cut.float() * 2, descending=True, stable=True)  # whole masks first
-    kept = _unique(order.tolist(), masks.rle(), labels.cpu(), tile)
-    chosen = torch.tensor(kept, dtype=torch.int64)
-    chosen = chosen[scores.cpu()[chosen].argsort(descending=True, stable=True)]
-    on_device = chosen[:max_instances].to(scores.device)
-    capped = len(chosen) > max_instances or any(p.capped for p in parts)
-    return Instances(scores[on_device], labels[on_device], masks[chosen[:max_instances]], capped)
+    device, scores, labels = masks.device, torch.cat([p.scores for p in parts]), torch.cat([p.labels for p in parts])
+    masks = masks.cpu()
+    table = _table(masks, scores, labels, parts, views)
+    evidence, sharing = [], []
+    for i, j, place in rivals(table):
+        found, share = compare(table, i, j, place)
+        if found is not None:
+            evidence.append(found)
+        if share:
+            sharing.append((i, j))
+    cut, sliver = _cut_by_tile(table)
+    groups = [ids for ids in group(table, evidence) if len(ids) > 1 or not sliver[ids[0]]]
+    objects = distinct(table, [candidate(table, ids, cut) for ids in groups], sharing)
+    capped |= len(objects) > max_instances
+    objects = objects[:max_instances]
+    first = torch.tensor([o.members[0] if o.kept is None else o.kept for o in objects], dtype=torch.int64)
+    together = [o.members for o in objects if o.kept is None]
+    if together:
+        order = torch.tensor([o.kept is None for o in objects]).int().argsort(stable=True)
+        chosen = Masks.cat([masks[first[order[: len(objects) - len(together)]]], join(masks, table, together)])
+        chosen = chosen[order.argsort()]
+    else:
+        chosen = masks[first]
+    joined = torch.tensor([o.score for o in objects], dtype=scores.dtype, device=scores.device)
+    return Instances(joined, labels[first.to(labels.device)], chosen.to(device), capped)
 
 
-def _cut_by_tile(part: Instances, view: View) -> Tensor:
-    """Whether each mask touches a border of its tile that is not a border of the image."""
-    boxes = part.masks.boxes()
-    (top, left), (height, width) = view.offset, view.size
-    x0, y0, x1, y1 = boxes.unbind(dim=1)
-    inner_left, inner_top = left > 0, top > 0
-    inner_right, inner_bottom = left + width < view.image_size[1], top + height < view.image_size[0]
-    cut = torch.zeros(len(boxes), dtype=torch.bool)
-    for inner, touching in (
-        (inner_left, x0 <= left + 1),
-        (inner_top, y0 <= top + 1),
-        (inner_right, x1 >= left + width - 1),
-        (inner_bottom, y1 >= top + height - 1),
-    ):
-        if inner:
-            cut |= touching
-    return cut
+def _table(masks: Masks, scores: Tensor, labels: Tensor, parts: Sequence[Instances], views: Sequence[View]) -> Parts:
+    codes = masks.rle()
+    tiles = [np.full(len(p), i, dtype=np.int64) for i, p in enumerate(parts)]
+    regions = [(v.offset[1], v.offset[0], v.offset[1] + v.size[1], v.offset[0] + v.size[0]) for v in views]
+    return Parts(
+        codes,
+        rle_codes.boxes(codes).astype(np.int64),
+        rle_codes.area(codes),
+        labels.cpu().numpy(),
+        scores.double().cpu().numpy(),
+        np.concatenate(tiles),
+        np.array(regions, dtype=np.int64),
+        masks.image_size,
+    )
 
 
-def _unique(order: list[int], codes: list[rle_codes.RLE], labels: Tensor, tiles: Tensor) -> list[int]:
-    areas = rle_codes.area(codes)
-    # Against a "crowd" the measure is the share of the first mask that the second covers.
-    share = torch.from_numpy(rle_codes.iou(codes, codes, [True] * len(codes)))
-    same = torch.maximum(share, share.T) > SAME_OBJECT
-    same &= (labels[:, None] == labels[None, :]) & (tiles[:, None] != tiles[None, :])
-    rivals = [row.nonzero()[:, 0].tolist() for row in same]
-    gone = areas == 0
-    kept: list[int] = []
-    for i in order:
-        if not gone[i]:
-            kept.append(i)
-            gone[rivals[i]] = True
-    return kept
+def _cut_by_tile(parts: Parts) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Whether each mask touches a border of its tile that is not a border of the image, to within a pixel; and
+    whether, besides, it is a sliver along that border that lies in plain view of another tile."""
+    regions, boxes = parts.regions[parts.tiles], parts.boxes
+    low = (regions[:, :2] > 0) & (boxes[:, :2] <= regions[:, :2] + 1)
+    high = (regions[:, 2:] < np.array(parts.image_size[::-1])) & (boxes[:, 2:] >= regions[:, 2:] - 1)
+    cut: npt.NDArray[np.bool_] = np.any(low | high, axis=1)
+    sliver: npt.NDArray[np.bool_] = np.any((low | high) & (boxes[:, 2:] - boxes[:, :2] <= SLIVER), axis=1)
+    for i in sliver.nonzero()[0]:
+        seen = (parts.regions[:, :2] <= boxes[i, :2]) & (parts.regions[:, 2:] >= boxes[i, 2:])
+        sliver[i] = np.count_nonzero(seen.all(axis=1)) > 1
+    return cut, sliver

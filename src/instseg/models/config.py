@@ -1,8 +1,9 @@
 """What every model's configuration says about its input, output and frozen parts."""
 
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from instseg.nn.deform import Version
 
@@ -31,13 +32,28 @@ class ModelConfig(BaseModel):
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     bgr: bool = False  # the network takes blue first; mean and deviation are in its own order
     antialias: bool = False  # smooth before shrinking; published checkpoints were trained without
-    tile: Positive | None = None  # pixels of network input: larger images are predicted in squares of this side
-    tile_overlap: Annotated[int, Field(ge=0)] = 128  # pixels of network input that neighbouring tiles share
+    tile: Annotated[int, Field(gt=0, le=16384)] | None = None  # pixels of network input: larger images in such squares
+    # pixels of network input that neighboring tiles share
+    tile_overlap: Annotated[int, Field(ge=0, validate_default=True)] = 128
 
     max_instances: Positive = 100  # cap on objects of one image; hitting it warns
 
-    @model_validator(mode="after")
-    def _tiles(self) -> Self:
-        if self.tile is not None and (self.tile % 32 or self.tile_overlap >= self.tile):
-            raise ValueError("tile must be a multiple of 32 and larger than tile_overlap")
-        return self
+    @field_validator("tile")
+    @classmethod
+    def _tile(cls, tile: int | None) -> int | None:
+        if tile is not None and tile % 32:
+            near = max(32, round(tile / 32) * 32)
+            raise PydanticCustomError("tile", "a tile is a multiple of 32 pixels, such as {near}", {"near": near})
+        return tile
+
+    @field_validator("tile_overlap")
+    @classmethod
+    def _overlap(cls, overlap: int, info: ValidationInfo) -> int:
+        tile = info.data.get("tile")
+        if tile is not None and overlap > tile * 3 // 4:  # then each pixel passes the network 16 times
+            raise PydanticCustomError(
+                "tile_overlap",
+                "tiles of {tile} pixels share at most three quarters of their side, give tile_overlap={most} or less",
+                {"tile": tile, "most": tile * 3 // 4},
+            )
+        return overlap

@@ -273,14 +273,17 @@ def test_what_is_not_the_file_is_one_line_that_says_how_to_have_it(server: Serve
 
 
 def test_without_a_network_it_is_one_line_and_exit_status_1(
-    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photo.jpg").touch()
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     monkeypatch.setitem(CATALOGUE, "coco", replace(CATALOGUE["coco"], url=f"http://127.0.0.1:{port}/f.pth"))
     assert main(["predict", "coco", "photo.jpg"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: weights coco cannot be downloaded (Connection refused)") and len(err.split("\n")) == 2
+    assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize("answer", [without_length, slow])

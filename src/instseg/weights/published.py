@@ -188,9 +188,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: give the path of a downloaded checkpoint.")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), path.open("rb") as file:  # by its name torch would choose another reader
             warnings.simplefilter("ignore")  # torch's own, about how the file was written
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file can make the reader stumble in any way
         if "Unsupported" in str(error) and "operand 80" not in str(error):  # 80: a "P", of a zip file that is cut off
             raise CheckpointError(

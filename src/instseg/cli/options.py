@@ -48,7 +48,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A zoo name, a checkpoint (.safetensors or published .pth), a run folder, a published name, or `nuclei`.",
+        help="`coco` (photographs, downloaded once), `nuclei` (microscopy, bundled), a run folder, a checkpoint "
+        "(.safetensors or published .pth), a published name, or a zoo name.",
     ),
 ]
 Data = Annotated[

@@ -114,7 +114,9 @@ def new_folder(out: str | Path | None, accelerator: "Accelerator") -> Path:
     """The folder of a new run, made by the main process and the same for all. Never one that holds a run."""
     from accelerate.utils import broadcast_object_list
 
-    folder = Path(out) if out is not None else free_folder("train")
+    folder = Path(out or "")
+    if out is None and accelerator.is_main_process:
+        folder = free_folder("train")
     folder = Path(broadcast_object_list([str(folder)])[0])
     used = [name for name in PRODUCTS if (folder / name).exists()]
     accelerator.wait_for_everyone()

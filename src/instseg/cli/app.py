@@ -1,11 +1,12 @@
 """The program `instseg`: its verbs, its exit status, and one line for everything that goes wrong."""
 
+import functools
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from typing import Annotated, TextIO
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -24,14 +25,32 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command("demo")(demo.demo)
-app.command("models")(models.models)
-app.command("train")(train.train)
-app.command("val")(val.val)
-app.command("predict")(predict.predict)
-app.command("explain")(explain.explain)
-app.command("convert")(convert.convert)
-app.command("benchmark")(benchmark.benchmark)
+
+class _Interrupted(Exception):
+    """Ctrl-C or a signal stopped a verb; the text is a line with the word `interrupted`."""
+
+
+def _stoppable(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb, whose interruption the parser does not swallow."""
+
+    @functools.wraps(verb)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            verb(*arguments, **options)
+        except KeyboardInterrupt as stopped:
+            raise _Interrupted(str(stopped) or "interrupted") from None
+
+    return run
+
+
+app.command("demo")(_stoppable(demo.demo))
+app.command("models")(_stoppable(models.models))
+app.command("train")(_stoppable(train.train))
+app.command("val")(_stoppable(val.val))
+app.command("predict")(_stoppable(predict.predict))
+app.command("explain")(_stoppable(explain.explain))
+app.command("convert")(_stoppable(convert.convert))
+app.command("benchmark")(_stoppable(benchmark.benchmark))
 app.add_typer(data.app, name="data")
 
 
@@ -64,8 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             status = app(words, prog_name="instseg", standalone_mode=False)
         sys.stdout.flush()
-    except (KeyboardInterrupt, typer.Abort) as error:
-        return _fail(_interrupted(error), 130)
+    except _Interrupted as stopped:
+        return _fail(str(stopped), 130)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone: nothing left to flush
         return 1
@@ -86,12 +107,6 @@ def _usage(error: Exception) -> int:
     program = context.command_path if context is not None else "instseg"
     message = " ".join(error.format_message().split())  # type: ignore[attr-defined]  # asked for by the caller
     return _fail(f"{message.rstrip('.')} (see {program} --help)", getattr(error, "exit_code", 2))
-
-
-def _interrupted(error: BaseException) -> str:
-    """One line with the word `interrupted`, and how far the verb came where it said so."""
-    stopped = error if isinstance(error, KeyboardInterrupt) else error.__cause__  # the parser makes an Abort of it
-    return str(stopped) if isinstance(stopped, KeyboardInterrupt) and str(stopped) else "interrupted"
 
 
 def _describe(error: Exception) -> str:

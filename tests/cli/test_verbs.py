@@ -87,6 +87,30 @@ def test_val_prints_the_figures_and_where_they_are(
     assert str(Path("runs/val")) in out
 
 
+def test_val_says_what_was_evaluated_and_which_classes_were_not(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = {"only_in_data": ["cow"], "only_in_model": ["emu", "yak"]}
+    recorder = Recorder({**METRICS, "held_out": {"images": 2, "of": 20}, "classes": classes})
+    monkeypatch.setattr("instseg.infer.evaluate.evaluate", recorder)
+    assert main(["val", str(tiny_model), "cells", "--on-error", "skip", "--crowd", "object", "--out", "a"]) == 0
+    assert (recorder.options["on_error"], recorder.options["crowd"]) == ("skip", "object")
+    lines = capsys.readouterr().out.splitlines()
+    assert any("the 2 of 20 images of cells that the run held out" in line for line in lines)
+    assert any("does not know, counted as AP 0: cow" in line for line in lines)
+    assert any("the data does not have, left out: emu, yak" in line for line in lines)
+
+
+def test_val_that_fails_leaves_no_folder_and_an_out_that_cannot_be_written_is_found_first(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["val", str(tiny_model), "nowhere", "--device", "cpu"]) == 1
+    assert "nowhere" in capsys.readouterr().err and not Path("runs").exists()
+    Path("file").touch()
+    assert main(["val", "no-such-model", "nowhere", "--out", "file/deeper"]) == 1
+    assert capsys.readouterr().err == "error: file/deeper cannot be written (not a directory); choose another folder.\n"
+
+
 def test_models_is_a_table_of_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "*light*"]) == 0
     out = capsys.readouterr().out

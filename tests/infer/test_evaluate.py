@@ -6,15 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from instseg.core.errors import CheckpointError, DataError
+from instseg.core.errors import CheckpointError, ConfigError, DataError
 from instseg.core.meta import Categories
-from instseg.data.dataset import InstanceDataset, ground_truth
+from instseg.data.dataset import InstanceDataset, ground_truth, open_dataset
+from instseg.data.holdout import KEY, make_record
+from instseg.data.images import ImageRule
 from instseg.data.records import Record
 from instseg.infer.evaluate import evaluate
 
@@ -121,3 +124,89 @@ def test_model_that_finds_nothing_has_ap_zero(oracle: Any, dataset: InstanceData
     blind = InstanceDataset(dataset.records, dataset.categories, read=lambda r: torch.zeros(3, 60, 80).byte())
     report = evaluate(oracle, blind, progress=False)
     assert report["segm"]["ap"] == report["bbox"]["ap"] == 0.0
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
+    oracle: Any, dataset: InstanceDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(oracle, "predict_batch", lambda images: pytest.fail("the work began"))
+    with pytest.raises(ConfigError, match="is a file, not a folder; choose another"):
+        evaluate(oracle, dataset, out=tmp_path / "file", progress=False)
+
+
+def write_coco(folder: Path, split: str, numbers: list[int]) -> Path:
+    """A data set on disk whose pictures hold so many objects each."""
+    from PIL import Image
+
+    from .conftest import picture, records
+
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    (folder / "annotations").mkdir(exist_ok=True)
+    for i, number in enumerate(numbers):
+        Image.fromarray(picture(number).permute(1, 2, 0).numpy()).save(folder / "images" / f"{i}.png")
+    content = ground_truth(InstanceDataset(records(numbers), Categories(("bolt", "nut"), (4, 9))))
+    path = folder / "annotations" / f"{split}.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_of_the_data_that_a_run_divided_the_images_held_out_are_evaluated(oracle: Any, tmp_path: Path) -> None:
+    path = write_coco(tmp_path / "parts", "train", [3, 6, 0, 2, 4, 1])
+    oracle.extra[KEY] = make_record(open_dataset(path), np.array([1, 4]), 0.3, 0)
+    for data in (tmp_path / "parts", path):
+        report = evaluate(oracle, data, progress=False)
+        assert (report["images"], report["instances"]) == (2, 10)
+        assert report["held_out"] == {"images": 2, "of": 6}
+        report = evaluate(oracle, data, split="train", progress=False)
+        assert report["images"] == 6 and report["held_out"] is None
+
+
+def test_other_data_than_that_of_the_run_is_evaluated_whole(oracle: Any, tmp_path: Path) -> None:
+    path = write_coco(tmp_path / "parts", "train", [3, 6, 0, 2, 4, 1])
+    oracle.extra[KEY] = make_record(open_dataset(path), np.array([1, 4]), 0.3, 0)
+    write_coco(tmp_path / "more", "train", [1, 2])
+    with pytest.warns(UserWarning, match="not those that the run was given: all 2 are evaluated"):
+        report = evaluate(oracle, tmp_path / "more", progress=False)
+    assert report["images"] == 2 and report["held_out"] is None
+    write_coco(tmp_path / "more", "val", [1, 2])
+    assert evaluate(oracle, tmp_path / "more", progress=False)["images"] == 2
+    oracle.extra.clear()
+    with pytest.raises(DataError):
+        evaluate(oracle, tmp_path / "parts", progress=False)
+
+
+def test_a_broken_image_stops_the_evaluation_or_is_left_out_as_asked(oracle: Any, tmp_path: Path) -> None:
+    write_coco(tmp_path, "val", [3, 6, 2])
+    image = tmp_path / "images" / "1.png"
+    image.write_bytes(image.read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"1\.png"):
+        evaluate(oracle, tmp_path, progress=False)
+    with pytest.warns(UserWarning) as caught:
+        report = evaluate(oracle, tmp_path, progress=False, on_error="skip")
+    assert sum("1.png" in str(w.message) for w in caught) == 1
+    assert report["images"] == 2 and report["segm"]["ap"] == pytest.approx(1.0)
+
+
+def test_what_iscrowd_means_is_a_choice(oracle: Any, tmp_path: Path) -> None:
+    path = write_coco(tmp_path, "val", [3])
+    content = json.loads(path.read_text())
+    content["annotations"][0]["iscrowd"] = 1
+    path.write_text(json.dumps(content))
+    found = {c: evaluate(oracle, path, progress=False, crowd=c)["instances"] for c in ("ignore", "object")}
+    assert found == {"ignore": 2, "object": 3}
+
+
+def test_images_are_as_white_as_those_of_the_training(oracle: Any, dataset: InstanceDataset) -> None:
+    seen: list[ImageRule] = []
+
+    class Watched(InstanceDataset):
+        def image(self, index: int) -> Tensor:
+            seen.append(self.image_rule)
+            return super().image(index)
+
+    dataset.__class__ = Watched
+    oracle.extra["image_rule"] = ImageRule(full_scale=4095.0).to_json()
+    oracle.image_rule = ImageRule(full_scale=4095.0)
+    evaluate(oracle, dataset, progress=False)
+    assert {rule.full_scale for rule in seen} == {4095.0} and dataset.image_rule.full_scale is None

@@ -1,6 +1,8 @@
 """The loop, each switch by its effect on weights, gradients or files."""
 
 import csv
+import errno
+import io
 import json
 import math
 import multiprocessing
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from instseg.core.errors import ConfigError, DataError
 from instseg.training.checkpoint import load_state
+from instseg.training.loggers import RunLog
 from instseg.training.loop import Trainer
 from instseg.training.recipe import Recipe
 from instseg.training.run import make_accelerator
@@ -441,6 +444,24 @@ def test_tensorboard_that_is_not_installed_is_named(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match=r"pip install 'instseg\[tensorboard\]'"):
         trainer(tmp_path, tensorboard=True)
+
+
+def test_a_terminal_that_is_gone_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    monkeypatch.setenv("TERM", "xterm")
+    log = RunLog(tmp_path, progress=True, tensorboard=False)
+    log.line("still there")
+    with log.bar(3, 0, "epoch 1/1") as advance:
+        advance("loss 1")
+    log.close()
+    assert "still there" in (tmp_path / "log.txt").read_text()
 
 
 def test_augmentation_differs_between_epochs_and_repeats_between_runs(

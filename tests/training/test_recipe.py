@@ -76,6 +76,35 @@ def test_values_are_read_as_people_write_them(text: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "names"),
+    [("[car,person]", ["car", "person"]), ("car", ["car"]), ("[traffic light, no]", ["traffic light", "no"]),
+     ("7", ["7"]), ("[007, 1e3, 2020-01-01]", ["007", "1e3", "2020-01-01"]), ("yes", ["yes"]), ("null", None),
+     ("[a: b, *c]", ["a: b", "*c"]), ("['a, b']", ["a, b"])],
+)  # fmt: skip
+def test_names_of_classes_are_taken_as_they_are_written(text: str, names: list[str] | None) -> None:
+    recipe, _ = load_recipe(None, {"classes": text}, config_fields)
+    assert recipe.classes == names
+
+
+def test_names_of_classes_in_a_file_are_taken_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("classes: [no, 007, car]\n")
+    recipe, _ = load_recipe(path, {}, MODEL_FIELDS)
+    assert recipe.classes == ["no", "007", "car"]
+    path.write_text(write_recipe(recipe, {}, []))
+    assert load_recipe(path, {}, MODEL_FIELDS)[0].classes == ["no", "007", "car"]
+    assert load_recipe(None, {"classes": [1, "car"]}, config_fields)[0].classes == ["1", "car"]
+    assert load_recipe(None, {"classes": 7}, config_fields)[0].classes == ["7"]
+
+
+@pytest.mark.parametrize("text", ["[]", "[car, car]"])
+def test_no_class_or_one_twice_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="classes") as error:
+        load_recipe(None, {"classes": text}, config_fields)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("field", "near"), [("epoch", "epochs"), ("tower_chanels", "tower_channels"), ("Flip", "flip")]
 )
 def test_a_misspelt_field_names_the_nearest(field: str, near: str) -> None:

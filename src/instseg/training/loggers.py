@@ -2,6 +2,7 @@
 
 import csv
 import io
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,6 +29,32 @@ def write_metrics(path: Path, history: Sequence[Row]) -> None:
     replace_file(path, lambda file: file.write(text.getvalue().encode()))
 
 
+class _Screen:
+    """stderr, as far as it is there: a terminal that was closed, or a reader that has gone, does not end a run."""
+
+    def __init__(self) -> None:
+        self.stream = sys.stderr  # which a progress bar replaces by itself while it is shown
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self.stream.flush()
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    @property
+    def encoding(self) -> str:
+        return self.stream.encoding or "utf-8"
+
+
 class RunLog:
     """The voice of a run; on all but the main process it is silent (``folder=None``)."""
 
@@ -38,7 +65,8 @@ class RunLog:
         if folder is not None and progress:
             from rich.console import Console as RichConsole
 
-            self.console = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+            screen: Any = _Screen()
+            self.console = RichConsole(file=screen, highlight=False, soft_wrap=True)
         if folder is not None and tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -51,8 +79,7 @@ class RunLog:
         """A line for the screen and log.txt, there with the time."""
         self.record(text)
         if self.console is not None:
-            with suppress(OSError):  # the terminal is gone, the run is not
-                self.console.print(text, markup=False)
+            self.console.print(text, markup=False)
 
     def record(self, text: str) -> None:
         """A line for log.txt alone."""
@@ -82,15 +109,9 @@ class RunLog:
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
         )
-        progress = Progress(*columns, console=self.console, transient=True)
-        try:
-            with suppress(OSError):  # the terminal is gone, the run is not
-                progress.start()
+        with Progress(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task(title, total=total, completed=done, text="")
             yield lambda text: progress.update(task, advance=1, text=text)
-        finally:
-            with suppress(OSError):
-                progress.stop()
 
     def close(self) -> None:
         """Close log.txt and the event file."""

@@ -29,7 +29,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def start(model: Path, photos: Path, *options: str, **process: Any) -> "subprocess.Popen[str]":
-    words = [sys.executable, "-m", "instseg", "predict", str(model), str(photos), "--score", "0.01", *options]
+    words = [sys.executable, "-m", "instseg", "predict", str(model), str(photos), "--score", "0", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         words, cwd=photos.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **process

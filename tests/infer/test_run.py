@@ -274,7 +274,7 @@ def test_full_disk_is_found_before_the_model_is_loaded(photos: Path, tmp_path: P
     def full(number: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("instseg.infer.writers.os.fsync", full)
+    monkeypatch.setattr("instseg.infer.output.os.fsync", full)
     with pytest.raises(DataError, match="No space left on device"):
         go(lambda: pytest.fail("loaded"), photos)
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]

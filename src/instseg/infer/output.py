@@ -1,5 +1,6 @@
 """The folder that takes results: checked before the work, and left as it was when there is none."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -8,10 +9,10 @@ from instseg.core.errors import DataError
 from instseg.infer.folders import free_folder
 from instseg.infer.journal import PREDICTIONS
 from instseg.infer.sources import Source
-from instseg.infer.writers import WriteError, atomic
+from instseg.infer.writers import WriteError, unwritable
 from instseg.infer.written import PICTURES, is_marked
 
-_PROBE = 1 << 16  # bytes that must fit
+_PROBE = 1 << 12  # bytes that must fit
 _JPEG_SIDE = 65_500  # pixels; larger overlays are PNG
 
 
@@ -54,11 +55,18 @@ def _missing(folder: Path) -> list[Path]:
 def _check_writable(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise WriteError(f"{folder}: is a file, not a folder for results; choose another --out.")
-    probe = folder / ".writable"
-    with atomic(probe, durable=True) as file:
-        file.write(bytes(_PROBE))
-    with suppress(OSError):
-        probe.unlink()
+    probe = folder / f".{os.getpid()}.writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with probe.open("wb") as file:
+            file.write(bytes(_PROBE))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    finally:
+        with suppress(OSError):
+            probe.unlink()
 
 
 def picture_paths(folder: Path, source: Source, size: tuple[int, int] | None = None) -> tuple[Path, Path]:

@@ -176,6 +176,17 @@ def test_other_data_than_that_of_the_run_is_evaluated_whole(oracle: Any, tmp_pat
         evaluate(oracle, tmp_path / "parts", progress=False)
 
 
+@pytest.mark.parametrize("record", [{"images": 6}, {"images": 6, "names": 3}, [1], "all"])
+def test_a_damaged_record_of_held_out_images_is_one_line(oracle: Any, tmp_path: Path, record: Any) -> None:
+    oracle.extra[KEY] = record
+    path = write_coco(tmp_path, "train", [3, 6, 0, 2, 4, 1])
+    if isinstance(record, dict) and "names" in record:
+        record |= make_record(open_dataset(path), np.array([1]), 0.3, 0) | {"mask": "*" * 7}
+    with pytest.raises(CheckpointError, match="record of the images held out cannot be read") as error:
+        evaluate(oracle, path, progress=False)
+    assert "\n" not in str(error.value)
+
+
 def test_a_broken_image_stops_the_evaluation_or_is_left_out_as_asked(oracle: Any, tmp_path: Path) -> None:
     write_coco(tmp_path, "val", [3, 6, 2])
     image = tmp_path / "images" / "1.png"

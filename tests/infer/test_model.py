@@ -144,8 +144,20 @@ def test_model_names_resolve_to_files_folders_and_zoo_names(tmp_path):
     with pytest.raises(ConfigError, match="neither a file"):
         resolve_model("solov9")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="holds none of best.safetensors"):
+    with pytest.raises(CheckpointError, match=r"holds none of best\.safetensors"):
         resolve_model(tmp_path / "empty")
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_predicts_from_its_state(tmp_path):
+    model = build()
+    state = {"format": "instseg training state 1", "progress": {}, "optimizer": {}, "updates": 3, "recipe": {}}
+    state |= {"model": {f"net.{k}": v for k, v in model.net.state_dict().items()}, "model_name": model.name}
+    state |= {"model_config": model.config.model_dump(mode="json"), "model_extra": {}}
+    torch.save({**state, "categories": {"names": ["a", "b"], "ids": [4, 7]}}, tmp_path / "last.ckpt")
+    for ready in (resolve_model(tmp_path), instseg.load(tmp_path)):
+        assert ready.category_ids == (4, 7) and ready.has_weights
+        assert torch.equal(ready.net.head.category.weight, model.net.head.category.weight)
+    assert instseg.create_model("solov2_r18", weights=tmp_path).categories == ("a", "b")
 
 
 def test_a_model_that_extends_another_starts_from_its_checkpoint(tmp_path):

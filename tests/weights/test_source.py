@@ -120,6 +120,8 @@ def test_loading_asks_no_network(small, tmp_path, no_network):
         ("config", {"tower_channels": 33}, "does not fit|cannot be built"),
         ("config", {"tower_convs": 10**9}, "tower_convs"),
         ("config", {"num_classes": "many"}, "num_classes"),
+        ("extra", {"image_rule": 5}, "cannot be used"),
+        ("extra", {"image_rule": {"full_scale": "white"}}, "cannot be used"),
         ("config", {"a_field_of_tomorrow": 1}, "a_field_of_tomorrow"),
         ("config", {"backbone": "resnet18"}, "does not fit"),
     ],

@@ -47,8 +47,12 @@ def benchmark(
     instseg benchmark solov2_r50 --out r50.json
     ```
     """
+    from instseg.core.errors import ConfigError
+    from instseg.core.files import make_writable
     from instseg.infer.benchmark import benchmark as run
 
+    if out is not None:
+        make_writable(out.parent, ConfigError)  # now rather than after the work
     report = run(open_model(model, fields or (), device), source, batch=batch, repeat=repeat, say=_tell)
     typer.echo(report.text())
     if out is not None:

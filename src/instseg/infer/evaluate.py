@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
+import zlib
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from instseg.core.errors import ConfigError, DataError
+from instseg.core.errors import CheckpointError, ConfigError, DataError
 from instseg.core.files import make_writable
 from instseg.core.meta import Categories
 from instseg.data.workers import batches_of
@@ -141,7 +142,14 @@ def _open(
     dataset = open_dataset(data, part, on_error=on_error, crowd=crowd)
     if not record or split == "train":
         return dataset, None
-    found = held_out(dataset, record)
+    try:
+        found = held_out(dataset, record)
+    except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise CheckpointError(
+            f"the checkpoint's record of the images held out cannot be read ({reason}): it is damaged; name the images "
+            "to evaluate on with --split."
+        ) from None
     if found is not None:
         return found, {"images": len(found), "of": len(dataset)}
     if part != split:

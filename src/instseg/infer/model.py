@@ -312,7 +312,8 @@ def load(path: str | os.PathLike[str], device: str | torch.device | None = None)
         config = build_config(checkpoint.model, checkpoint.config)
         check_fit(checkpoint, config, where)  # before memory is taken for what the configuration says
         model = InstanceModel(checkpoint.model, config, checkpoint.categories)
-    except ConfigError as error:
+        ImageRule.from_json(checkpoint.extra.get("image_rule"))
+    except (ConfigError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{where} cannot be used: {error}") from None
     model.net.load_state_dict(checkpoint.state)
     model.has_weights = True

@@ -125,6 +125,18 @@ def test_a_resumed_run_trains_on_the_same_part(lone: Path, tmp_path: Path) -> No
         small(lone, tmp_path / "cut", resume=True, epochs=2, val_split=0)
 
 
+def test_a_run_from_a_checkpoint_remembers_its_own_split_and_its_own_reading(
+    lone: Path, squares: Path, tmp_path: Path
+) -> None:
+    small(lone, tmp_path / "a")
+    start = load(tmp_path / "a" / "best.safetensors")
+    start.extra["image_rule"] = {"exif": False, "full_scale": 4095.0}
+    start.save(tmp_path / "start.safetensors")
+    small(squares, tmp_path / "b", weights=str(tmp_path / "start.safetensors"))
+    extra = load(tmp_path / "b" / "best.safetensors").extra
+    assert KEY not in extra and extra["image_rule"] == open_dataset(squares).image_rule.to_json()
+
+
 # --- a validation split with defects -----------------------------------------------------------------------------
 
 

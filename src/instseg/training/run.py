@@ -166,6 +166,7 @@ def _build(plan: Plan, folder: Path, accelerator: "Accelerator", log: RunLog, in
     torch.manual_seed(seed_of(recipe.seed))
     model = _build_model(plan, dataset)
     model.extra["image_rule"] = dataset.image_rule.to_json()
+    model.extra.pop(KEY, None)  # of a checkpoint that the run starts from
     if data.record is not None:
         model.extra[KEY] = data.record
     augmented = dataset.with_transform(build_transform(at_model_scale(recipe, model.config), train=True))

@@ -98,7 +98,7 @@ def test_rate_scales_with_the_images_of_an_update(trainer: Make, tmp_path: Path)
     assert float(_rows(tmp_path)[0]["lr"]) == 0.01 * 4 / 16
 
 
-def test_the_schedule_reaches_the_optimiser(trainer: Make, tmp_path: Path) -> None:
+def test_the_schedule_reaches_the_optimizer(trainer: Make, tmp_path: Path) -> None:
     trainer(tmp_path, epochs=3, schedule="step", lr_drops=[1, 2], lr=0.1).fit()
     assert [float(row["lr"]) for row in _rows(tmp_path)] == pytest.approx([0.1, 0.01, 0.001])
 

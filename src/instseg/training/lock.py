@@ -42,7 +42,7 @@ def _take(path: Path) -> TextIO | None:
     while True:
         try:
             file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  # closed with the lock
-        except OSError:  # told where the first checkpoint cannot be written
+        except OSError:  # reported where the first checkpoint cannot be written
             return None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

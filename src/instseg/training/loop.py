@@ -44,7 +44,7 @@ COLUMNS = ("ap", "ap50", "ap75", "box_ap")
 
 @dataclass
 class Progress:
-    """How far a run is. Together with weights, optimiser and averages this is all that a checkpoint holds."""
+    """How far a run is. Together with weights, optimizer and averages this is all that a checkpoint holds."""
 
     epoch: int = 0  # finished epochs
     update: int = 0  # finished updates of the epoch under way
@@ -208,7 +208,7 @@ class Trainer:
     # -- one update ----------------------------------------------------------------------------------------
 
     def _update(self, micro: list[Batch]) -> tuple[dict[str, float], bool, bool]:
-        """One step of the optimiser over ``micro`` batches: their mean losses, and whether to stop, to save."""
+        """One step of the optimizer over ``micro`` batches: their mean losses, and whether to stop, to save."""
         from accelerate.utils import set_seed
 
         p, recipe, accelerator = self.progress, self.recipe, self.accelerator
@@ -239,9 +239,9 @@ class Trainer:
         """The losses' means over the processes, and what any process wants: to stop, to save."""
         due = time.monotonic() - self.saved_at > 60 * self.recipe.checkpoint_minutes
         wishes = torch.tensor([self.interrupt.asked, due and self.accelerator.is_main_process])
-        told = torch.stack([loss.detach().float() for loss in losses.values()])
-        told = torch.cat([told, wishes.to(told)])
-        numbers = self.accelerator.reduce(told, "mean").tolist()
+        shared = torch.stack([loss.detach().float() for loss in losses.values()])
+        shared = torch.cat([shared, wishes.to(shared)])
+        numbers = self.accelerator.reduce(shared, "mean").tolist()
         values = dict(zip(losses, numbers, strict=False))
         self._check(values, [batch])
         return values, numbers[-2] > 0, numbers[-1] > 0

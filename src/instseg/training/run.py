@@ -65,7 +65,7 @@ def train(
             ``plan.FREE_ON_RESUME``; what is not given is as it was. Where nothing was saved yet the run starts.
         weights: checkpoint to start from: ``.safetensors`` or published ``.pth`` file, run folder, published name
             or ``nuclei``. The model is built as the
-            checkpoint says; fields that the caller gives (in ``config`` or ``overrides``) come first.
+            checkpoint says; fields that the caller sets (in ``config`` or ``overrides``) come first.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None takes the fastest.
         workers: loader processes; None chooses by the number of cores.
         batch: images a process and forward pass.
@@ -314,15 +314,15 @@ def _config_text(recipe: Recipe, model: InstanceModel, dataset: InstanceDataset,
 @contextmanager
 def _warnings_to(log: RunLog) -> Iterator[None]:
     """Warnings meant for the user as lines of the log, each once; those of libraries about themselves as ever."""
-    told: set[str] = set()
+    shown: set[str] = set()
     with warnings.catch_warnings():
         before = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
             if not issubclass(category, UserWarning):
                 before(message, category, *rest, **more)
-            elif str(message) not in told:
-                told.add(str(message))
+            elif str(message) not in shown:
+                shown.add(str(message))
                 log.line(f"warning: {message}")
 
         warnings.simplefilter("always", UserWarning)

@@ -219,24 +219,27 @@ def _progress(wanted: Download) -> Iterator[_Show]:
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(wanted.label, total=None)
-        said, told = False, time.monotonic()
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+    task = bar.add_task(wanted.label, total=None)
+    begun, reported = False, time.monotonic()
 
-        def show(have: int, total: int | None) -> None:
-            nonlocal said, told
-            of_all = "" if total is None else f" of {_megabytes(total)}"
-            if not said:
-                size = "a file whose size the server does not state" if total is None else _megabytes(total)
-                rest = f", the rest after {_megabytes(have)}" if have else ""
-                _say(f"{wanted.label}: downloading {size}{rest}, once: {wanted.url} -> {wanted.path}")
-                said = True
-            bar.update(task, completed=have, total=total)
-            if not console.is_terminal and time.monotonic() - told > REPORT_SECONDS:
-                told = time.monotonic()
-                _say(f"{wanted.label}: {_megabytes(have)}{of_all}")
+    def show(have: int, total: int | None) -> None:
+        nonlocal begun, reported
+        if not begun:
+            size = "a file whose size the server does not state" if total is None else _megabytes(total)
+            rest = f", the rest after {_megabytes(have)}" if have else ""
+            _say(f"{wanted.label}: downloading {size}{rest}, once: {wanted.url} -> {wanted.path}")
+            begun = True
+            bar.start()  # only now: it would break that line, whose address and path are there to be copied
+        bar.update(task, completed=have, total=total)
+        if not console.is_terminal and time.monotonic() - reported > REPORT_SECONDS:
+            reported = time.monotonic()
+            _say(f"{wanted.label}: {_megabytes(have)}{'' if total is None else f' of {_megabytes(total)}'}")
 
+    try:
         yield show
+    finally:
+        bar.stop()
 
 
 def _say(line: str) -> None:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from instseg.training.watch import StuckWatch, TrainingError, check_finite
+from instseg.training.watch import StuckWatch, TrainingError, check_finite, explain_crash
 
 
 def _told(losses: list[float], patience: int = 100, warmup: int = 50) -> list[int]:
@@ -57,3 +57,12 @@ def test_no_number_names_loss_place_images_and_checkpoint(bad: float) -> None:
     text = str(error.value)
     assert "\n" not in text and "loss_a" not in text
     assert all(w in text for w in (f"loss_b is {bad}", "7 (a.png)", "epoch 2, update 3", "runs/a/last.ckpt"))
+
+
+def test_memory_is_blamed_only_for_deaths_that_want_of_memory_causes() -> None:
+    killed = explain_crash(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 2, "a/last.ckpt")
+    stopped = explain_crash(
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. "), 2, "a/last.ckpt"
+    )
+    assert killed is not None and "memory" in killed and "--resume" in killed
+    assert stopped is not None and "memory" not in stopped and "Terminated" in stopped and "--resume" in stopped

@@ -60,9 +60,10 @@ def test_no_number_names_loss_place_images_and_checkpoint(bad: float) -> None:
 
 
 def test_memory_is_blamed_only_for_deaths_that_want_of_memory_causes() -> None:
-    killed = explain_crash(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 2, "a/last.ckpt")
-    stopped = explain_crash(
-        RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. "), 2, "a/last.ckpt"
-    )
-    assert killed is not None and "memory" in killed and "--resume" in killed
-    assert stopped is not None and "memory" not in stopped and "Terminated" in stopped and "--resume" in stopped
+    lines = {}
+    for name in ("Killed", "Terminated"):
+        error = RuntimeError(f"DataLoader worker (pid 7) is killed by signal: {name}. ")
+        lines[name] = explain_crash(error, 2, "a/last.ckpt") or ""
+    killed, stopped = lines["Killed"], lines["Terminated"]
+    assert "memory" in killed and "--resume" in killed
+    assert "memory" not in stopped and "Terminated" in stopped and "--resume" in stopped

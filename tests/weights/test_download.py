@@ -49,6 +49,7 @@ class Server:
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Serve)
         self.http.daemon_threads = True
+        self.http.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that hang up are meant to
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
@@ -230,6 +231,25 @@ def test_a_file_that_is_always_cut_off_never_gets_the_name_and_the_next_run_resu
     server.answers, server.asked = [ranged], []
     assert obtain("coco").read_bytes() == content
     assert server.asked[0] == f"bytes={len(content) // 2}-" and not left_over()
+
+
+def test_an_interrupted_download_resumes(server: Server, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, written = download._write, []
+
+    def interrupted(file: Any, block: bytes) -> None:
+        written.append(len(block))
+        if sum(written) > len(content) // 2:
+            raise KeyboardInterrupt
+        write(file, block)
+
+    server.answers = [slow]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(download, "_write", interrupted)
+        obtain("coco")
+    assert not place().exists()
+    server.answers, server.asked = [whole_or_nothing], []
+    assert obtain("coco").read_bytes() == content
+    assert server.asked == [f"bytes={sum(written[:-1])}-"]
 
 
 def test_a_kept_beginning_of_another_file_is_thrown_away(server: Server, content: bytes) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import sys
 import threading
+import unicodedata
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from instseg.core.errors import DataError
+from instseg.data.images import ImageRule
 from instseg.infer.sources import as_tensor, expand
 
 
@@ -74,6 +76,51 @@ def test_what_is_not_there_is_one_line(tmp_path: Path, what: str) -> None:
     with pytest.raises(DataError) as caught:
         expand(str(tmp_path / what))
     assert str(tmp_path / what) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("what", ["", " ", "\t", "a\0b", "x" * 5000])
+def test_path_that_cannot_be_is_one_line_and_not_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    write(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    for sources in (what, [what], ["a.png", what]):
+        with pytest.raises(DataError):
+            expand(sources)
+    assert names(".") == ["a.png"]
+
+
+def test_user_that_is_not_known_is_a_missing_file() -> None:
+    with pytest.raises(DataError, match="no such image"):
+        expand("~nobody-of-this-name/a.png")
+
+
+def test_names_that_differ_in_unicode_form_do_not_share_output_files(tmp_path: Path) -> None:
+    for folder, name in (("one", "z\u00fcrich.png"), ("two", "zu\u0308rich.png")):
+        write(tmp_path / folder / name)
+    stems = [source.stem for source in expand([tmp_path / "one", tmp_path / "two"])]
+    assert len({unicodedata.normalize("NFC", stem) for stem in stems}) == 2
+
+
+def test_long_names_leave_room_for_what_output_files_add(tmp_path: Path) -> None:
+    for suffix in (".png", ".bmp"):
+        write(tmp_path / f"{'x' * 251}{suffix}")
+    stems = [source.stem for source in expand(tmp_path)]
+    assert len(set(stems)) == 2 and all(len(stem.encode()) < 240 for stem in stems)
+
+
+def test_links_to_folders_that_hold_them_end(tmp_path: Path) -> None:
+    write(tmp_path / "a.png")
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert names(tmp_path) == ["a.png"]
+
+
+def test_image_is_read_by_the_rule_it_is_given(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png", exif=exif)
+    source = expand(tmp_path / "a.png", ImageRule(exif=False))[0]
+    assert source.load().shape == (3, 6, 8) and source.load(ImageRule()).shape == (3, 8, 6)
 
 
 def test_folder_without_images_is_one_line(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def read_ahead(
         sources: those that are not ``threaded`` are read in the consumer's thread when it is their turn.
         load: reads one; may be called in several threads.
         threads: 0 reads everything in the consumer's thread.
-        ahead: images beyond the current one that are read, or are being read, at most. Fewer while those that wait hold
+        ahead: images beyond the current one that are read at most; none is begun while those that wait hold
             ``AHEAD_BYTES``.
     """
     reader = _Reader(load, threads)
@@ -50,7 +50,7 @@ def read_ahead(
     more, fault = True, None
     try:
         while True:
-            while more and (not slots or (threads and slots[-1].source.threaded and reader.has_room(slots, ahead))):
+            while more and (not slots or (threads and slots[-1].source.threaded and len(slots) <= ahead)):
                 try:
                     slot = _Slot(next(rest))
                 except StopIteration:
@@ -84,6 +84,8 @@ class _Reader:
         self._threads: list[threading.Thread] = []
         self._todo: deque[_Slot] = deque()
         self._changed = threading.Condition()
+        self._wanted: _Slot | None = None
+        self._waiting = 0  # bytes
         self._stopped = False
 
     def begin(self, slot: _Slot) -> None:
@@ -96,14 +98,14 @@ class _Reader:
             self._threads.append(thread)
             thread.start()
 
-    def has_room(self, slots: deque[_Slot], ahead: int) -> bool:
-        waiting = sum(s.result.nbytes for s in slots if isinstance(s.result, Tensor))
-        return len(slots) <= ahead and waiting < AHEAD_BYTES
-
     def wait(self, slot: _Slot) -> Tensor | DataError:
         with self._changed:
+            self._wanted = slot
+            self._changed.notify_all()
             while slot.result is None:
                 self._changed.wait()
+            self._waiting -= _bytes(slot.result)
+            self._changed.notify_all()
             return slot.result
 
     def stop(self) -> None:
@@ -114,10 +116,14 @@ class _Reader:
         for thread in self._threads:
             thread.join(_PATIENCE)
 
+    def _may_read(self) -> bool:
+        """Whether there is room for one more; there always is for the one that the consumer waits for."""
+        return bool(self._todo) and (self._waiting < AHEAD_BYTES or self._todo[0] is self._wanted)
+
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._todo and not self._stopped:
+                while not self._stopped and not self._may_read():
                     self._changed.wait()
                 if self._stopped:
                     return
@@ -125,8 +131,13 @@ class _Reader:
             result = _loaded(self._load, slot.source)
             with self._changed:
                 slot.result = result
+                self._waiting += _bytes(result)
                 self._changed.notify_all()
             del slot, result
+
+
+def _bytes(result: Tensor | DataError) -> int:
+    return result.nbytes if isinstance(result, Tensor) else 0
 
 
 def _loaded(load: Callable[[Source], Tensor], source: Source) -> Tensor | DataError:

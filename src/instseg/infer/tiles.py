@@ -100,7 +100,7 @@ def _table(masks: Masks, scores: Tensor, labels: Tensor, parts: Sequence[Instanc
         rle_codes.boxes(codes).astype(np.int64),
         rle_codes.area(codes),
         labels.cpu().numpy(),
-        scores.double().cpu().numpy(),
+        scores.cpu().double().numpy(),
         np.concatenate(tiles),
         np.array(regions, dtype=np.int64),
         masks.image_size,

@@ -15,9 +15,9 @@ import numpy as np
 from instseg.core import rle
 from instseg.infer.environment import environment, pick_device
 from instseg.infer.evaluate import score_results
-from instseg.infer.journal import JOURNAL
+from instseg.infer.journal import JOURNAL, PREDICTIONS
 from instseg.infer.model import resolve_model
-from instseg.infer.run import PREDICTIONS, PredictSummary, predict_sources
+from instseg.infer.run import PredictSummary, predict_sources
 from instseg.infer.writers import PICTURE_SCORE, atomic, write_json
 from instseg.vis.draw import draw_codes
 from instseg.vis.report import Picture, Report

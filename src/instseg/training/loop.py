@@ -110,7 +110,7 @@ class Trainer:
         self.stuck = StuckWatch(recipe.stuck_updates, warmup)
         self.interrupt = interrupt or Interrupt()
         self.saved_at = time.monotonic()
-        self.left_out: str | None = None  # the last line about it
+        self.left_out = data.left_out_line()  # the last line about it; opening the data has said this one
         self.unmeasured = False  # that no AP can be measured has been said
 
     # -- the run -------------------------------------------------------------------------------------------
@@ -123,7 +123,6 @@ class Trainer:
         """
         p = self.progress
         self._write(self._save)
-        self._say_left_out()
         with self.interrupt.held():
             if p.failed and p.update == 0 and self.evaluate is not None:
                 self._evaluate_again()

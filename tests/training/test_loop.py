@@ -295,10 +295,12 @@ def test_weights_are_written_with_every_checkpoint_but_not_before_the_first_upda
 def test_what_the_data_leaves_out_is_said_when_it_changes(trainer: Make, squares: Any, tmp_path: Path) -> None:
     data = squares()
     lines = iter(["squares: left out 1", "squares: left out 1", "squares: left out 2", "squares: left out 2"])
-    data.left_out_line = lambda: next(lines)
-    trainer(tmp_path, data=data, epochs=3).fit()
+    run = trainer(tmp_path, data=data, epochs=3)
+    run.data.left_out_line = lambda: next(lines)
+    run.left_out = next(lines)  # as opening the data has said
+    run.fit()
     text = (tmp_path / "log.txt").read_text()
-    assert "left out 1" not in text  # opening the data has said so
+    assert "left out 1" not in text
     assert text.count("warning: squares: left out 2") == 1
 
 

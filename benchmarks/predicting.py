@@ -103,9 +103,8 @@ def main() -> None:
         paths = draw(folder, options.images, options.size)
         early, late = memory(model, folder, Path(scratch) / "out", options.images // 10)
         found = speeds(model, paths, options.batch)
-    print(
-        f"{options.images} photographs of {options.size} x {options.size * 3 // 4}, batch {options.batch}, network on {options.threads} threads"
-    )
+    size = f"{options.size} x {options.size * 3 // 4}"
+    print(f"{options.images} photographs of {size}, batch {options.batch}, network on {options.threads} threads")
     for way, rate in found.items():
         print(f"{way:14s} {rate:6.2f} images/s")
     print(f"reading ahead is {found['reading ahead'] / found['without']:.2f} times as fast")

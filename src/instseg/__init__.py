@@ -19,6 +19,8 @@ _LAZY = {
     "Prediction": "instseg.infer.prediction",
     "Categories": "instseg.core.meta",
     "InstsegError": "instseg.core.errors",
+    "DataError": "instseg.core.errors",
+    "ImageError": "instseg.infer.predict",
 }
 
 __all__ = ["__version__", *_LAZY]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -202,9 +203,9 @@ def _blended(masks: Masks, parts: Parts, members: Sequence[int]) -> tuple[int, i
                 continue
             down = _ramp(y0, y1, parts.image_size[0])[a - y0 : b - y0]
             across = _ramp(x0, x1, parts.image_size[1])[c - x0 : d - x0]
-            says = torch.stack([masks.block(i, a, b, c, d) for i in ids]).amax(dim=0)
+            says = reduce(torch.maximum, (masks.block(i, a, b, c, d) for i in ids))
             trust = down[:, None] * across
-            total[a - start : b - start, c - left : d - left] += trust * says
+            total[a - start : b - start, c - left : d - left].addcmul_(trust, says)
             weight[a - start : b - start, c - left : d - left] += trust
         total /= weight.clamp_(min=1e-6)
     return top, left, soft

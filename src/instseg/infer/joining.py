@@ -119,14 +119,19 @@ def distinct(parts: Parts, candidates: Sequence[Candidate], sharing: Iterable[tu
         codes[k] = parts.codes[kept] if kept is not None else rle_codes.merge([parts.codes[i] for i in members])
     areas = {k: float(rle_codes.area([code])[0]) for k, code in codes.items()}
     covered: dict[int, dict[int, float]] = {k: {} for k in codes}  # [one][other]: the share that goes if other stays
-    for a, b in pairs:
-        of_a, of_b = _cover(codes[a], codes[b]), _cover(codes[b], codes[a])
-        if max(of_a, of_b) > SAME_OBJECT and _stacked(parts, candidates[a], candidates[b]):
-            continue
-        alike = min(areas[a], areas[b]) > COMPARABLE * max(areas[a], areas[b])
-        if alike and not any(candidates[k].cut or candidates[k].kept is None for k in (a, b)):
-            of_a = of_b = max(of_a, of_b)
-        covered[a][b], covered[b][a] = of_a, of_b
+    partners: dict[int, list[int]] = {}
+    for a, b in sorted(pairs):
+        partners.setdefault(a, []).append(b)
+    for a, others in partners.items():
+        shares = rle_codes.iou([codes[a]], [codes[b] for b in others], [True] * len(others))[0].tolist()
+        for b, of_a in zip(others, shares, strict=True):
+            of_b = of_a * areas[a] / areas[b]
+            if max(of_a, of_b) > SAME_OBJECT and _stacked(parts, candidates[a], candidates[b]):
+                continue
+            alike = min(areas[a], areas[b]) > COMPARABLE * max(areas[a], areas[b])
+            if alike and not any(candidates[k].cut or candidates[k].kept is None for k in (a, b)):
+                of_a = of_b = max(of_a, of_b)
+            covered[a][b], covered[b][a] = of_a, of_b
 
     def rank(k: int) -> tuple[bool, float]:
         one = candidates[k]

@@ -1,7 +1,7 @@
 """What the masks of neighboring tiles say about each other where the tiles overlap, or meet."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -25,6 +25,9 @@ SAME_CONTACT = 0.5
 LOOK_BACK = 4
 # Parts of one tile that are no farther apart than this, in pixels, were seen side by side and told apart.
 SIDE_BY_SIDE = 1
+# Pairs of masks per mask of two tiles above which they count as a heap, and partners of each that are then looked at.
+CROWDED = 4
+LIKELIEST = 2
 # Decoded masks that are kept for the next comparison, bytes.
 KEPT_WINDOWS = 1 << 26
 
@@ -54,6 +57,7 @@ class Parts:
     image_size: tuple[int, int]
     _windows: OrderedDict[int, tuple[int, int, BoolArray]] = field(default_factory=OrderedDict)
     _kept: int = 0
+    _near: dict[tuple[int, int], bool] = field(default_factory=dict)
 
     def window(self, i: int) -> tuple[int, int, BoolArray]:
         """``(top, left, window)`` of mask ``i``; the latest few are kept decoded."""
@@ -80,6 +84,12 @@ class Parts:
 
     def side_by_side(self, i: int, j: int) -> bool:
         """Whether two masks of one tile touch, overlap, or nearly do."""
+        pair = (min(i, j), max(i, j))
+        if pair not in self._near:
+            self._near[pair] = self._side_by_side(i, j)
+        return self._near[pair]
+
+    def _side_by_side(self, i: int, j: int) -> bool:
         a, b = self.boxes[i], self.boxes[j]
         low, high = np.maximum(a[:2], b[:2]) - SIDE_BY_SIDE, np.minimum(a[2:], b[2:]) + SIDE_BY_SIDE
         if (low >= high).any():
@@ -124,8 +134,9 @@ def neighboring_tiles(regions: IntArray, used: IntArray) -> Iterator[tuple[int, 
             yield int(order[k]), int(order[k + 1 + n])
 
 
-def rivals(parts: Parts) -> Iterator[tuple[int, int, Box]]:
-    """Pairs of masks of one class from two tiles whose boxes meet where the tiles do, and that place (xyxy)."""
+def compare_all(parts: Parts) -> Iterator[tuple[int, int, Evidence | None, bool]]:
+    """Pairs of masks of one class from two tiles whose boxes meet where the tiles do: the masks, evidence that they are
+    one object, if there is any, and whether they share pixels."""
     order = np.argsort(parts.tiles, kind="stable")
     order = order[parts.areas[order] > 0]
     used, first = np.unique(parts.tiles[order], return_index=True)
@@ -143,8 +154,54 @@ def rivals(parts: Parts) -> Iterator[tuple[int, int, Box]]:
         a, b = parts.boxes[one][:, None], parts.boxes[two][None]
         meet = (np.maximum(a, b)[..., :2] < np.minimum(a, b)[..., 2:] + slack).all(axis=-1)
         meet &= parts.labels[one][:, None] == parts.labels[two][None]
+        if not slack and np.count_nonzero(meet) > CROWDED * (len(one) + len(two)):
+            yield from _compare_crowd(parts, one, two, meet, place)
+            continue
         for i, j in zip(*meet.nonzero(), strict=True):
-            yield int(one[i]), int(two[j]), place
+            yield int(one[i]), int(two[j]), *compare(parts, int(one[i]), int(two[j]), place)
+
+
+def _compare_crowd(
+    parts: Parts, one: IntArray, two: IntArray, meet: BoolArray, place: Box
+) -> Iterator[tuple[int, int, Evidence | None, bool]]:
+    """As :func:`compare`, where most masks of two tiles lie on top of each other, as an untrained model finds them: all
+    pairs are counted at once, and of each mask only the likeliest partners are looked at more closely."""
+    a, b = (np.stack([parts.crop(int(i), place).ravel() for i in ids]).astype(np.float32) for ids in (one, two))
+    shared = np.where(meet, a @ b.T, 0)
+    of_a, of_b = a.sum(axis=1)[:, None], b.sum(axis=1)[None]
+    agreement = shared / np.maximum(of_a + of_b - shared, 1)
+    agrees = (agreement >= SAME_PART) & _likeliest(shared * agreement**3, LIKELIEST)
+    contained = shared / np.maximum(np.minimum(of_a, of_b), 1)
+    unclear = (
+        (agreement < SAME_PART) & (contained > 1 / 8) & _likeliest(np.where(agreement < SAME_PART, contained, 0), 1)
+    )
+    known: dict[int, IntArray] = {}
+
+    def numbered(i: int) -> IntArray:
+        if i not in known:
+            known[i] = pieces(parts.crop(i, place))
+        return known[i]
+
+    for i, j in zip(*(shared > 0).nonzero(), strict=True):
+        first, second = int(one[i]), int(two[j])
+        if unclear[i, j]:
+            yield first, second, *compare(parts, first, second, place, numbered)
+        elif agrees[i, j]:
+            found = Evidence(first, second, float(agreement[i, j]), float(shared[i, j]), True)
+            yield first, second, found, True
+        else:
+            yield first, second, None, True
+
+
+def _likeliest(weights: npt.NDArray[np.floating], few: int) -> BoolArray:
+    """The few largest of each row and of each column."""
+    chosen = np.zeros(weights.shape, dtype=bool)
+    few = min(few, *weights.shape)
+    rows = np.argpartition(-weights, few - 1, axis=1)[:, :few]
+    columns = np.argpartition(-weights, few - 1, axis=0)[:few]
+    np.put_along_axis(chosen, rows, True, axis=1)
+    np.put_along_axis(chosen, columns, True, axis=0)
+    return chosen & (weights > 0)
 
 
 def _reaching(parts: Parts, members: IntArray, low: IntArray, high: IntArray, slack: int) -> IntArray:
@@ -152,11 +209,14 @@ def _reaching(parts: Parts, members: IntArray, low: IntArray, high: IntArray, sl
     return members[((boxes[:, :2] < high + slack) & (boxes[:, 2:] > low - slack)).all(axis=1)]
 
 
-def compare(parts: Parts, i: int, j: int, place: Box) -> tuple[Evidence | None, bool]:
+def compare(
+    parts: Parts, i: int, j: int, place: Box, numbered: Callable[[int], IntArray] | None = None
+) -> tuple[Evidence | None, bool]:
     """Evidence that masks ``i`` and ``j`` are one object, if there is any, and whether they share pixels.
 
     Args:
         place: xyxy, what both tiles see; of no width or no height where they only meet.
+        numbered: the pieces of a mask on ``place``, where they are known already.
     """
     x0, y0, x1, y1 = place
     if x0 == x1 or y0 == y1:
@@ -171,20 +231,21 @@ def compare(parts: Parts, i: int, j: int, place: Box) -> tuple[Evidence | None, 
     agreement = shared / (n + m - shared)
     if agreement < SAME_PART <= shared / min(n, m):
         # One of them may be in several pieces here, of which the other tile took one for an object.
-        agreement, shared = _best_pieces(one, two)
+        a_pieces, b_pieces = (numbered(i), numbered(j)) if numbered is not None else (pieces(one), pieces(two))
+        agreement, shared = _best_pieces(a_pieces, b_pieces)
     if agreement < SAME_PART and min(n, m) > max(n, m) / 4 and shared > min(n, m) / 8:
         agreement = SAME_PART * _agreement_within(one, two, WAVERING)
     return (Evidence(i, j, agreement, shared, True) if agreement >= SAME_PART else None), True
 
 
-def _best_pieces(one: BoolArray, two: BoolArray) -> tuple[float, int]:
-    """The IoU of the two connected pieces that agree best, and the pixels they share."""
-    a, b = pieces(one), pieces(two)
-    pairs, counts = np.unique(np.stack([a[one & two], b[one & two]]), axis=1, return_counts=True)
-    n, m = np.bincount(a.ravel())[pairs[0]], np.bincount(b.ravel())[pairs[1]]
-    agreement = counts / (n + m - counts)
-    best = int(agreement.argmax())
-    return float(agreement[best]), int(counts[best])
+def _best_pieces(a: IntArray, b: IntArray) -> tuple[float, int]:
+    """The IoU of the two pieces that agree best, as :func:`pieces` numbers them, and the pixels they share."""
+    n, m = int(a.max()) + 1, int(b.max()) + 1
+    table = np.bincount((a * m + b).ravel(), minlength=n * m).reshape(n, m)
+    shared = table[1:, 1:]
+    agreement = shared / (table.sum(axis=1)[1:, None] + table.sum(axis=0)[None, 1:] - shared)
+    best = np.unravel_index(int(agreement.argmax()), agreement.shape)
+    return float(agreement[best]), int(shared[best])
 
 
 def _agreement_within(one: BoolArray, two: BoolArray, pixels: int) -> float:

@@ -13,7 +13,7 @@ from instseg.core.geometry import View
 from instseg.core.instances import Instances
 from instseg.core.masks import Masks
 from instseg.infer.joining import candidate, distinct, group, join
-from instseg.infer.seams import Parts, compare, rivals
+from instseg.infer.seams import Parts, compare_all
 
 # What is no wider than this at the border of a tile, and not seen by the next tile, is nothing; pixels.
 SLIVER = 4
@@ -68,8 +68,7 @@ def merge_tiles(parts: Sequence[Instances], views: Sequence[View], max_instances
     masks = masks.cpu()
     table = _table(masks, scores, labels, parts, views)
     evidence, sharing = [], []
-    for i, j, place in rivals(table):
-        found, share = compare(table, i, j, place)
+    for i, j, found, share in compare_all(table):
         if found is not None:
             evidence.append(found)
         if share:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from instseg.infer import model as _model
 
@@ -105,12 +105,17 @@ def evaluate(
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
     tta: bool = False,
+    max_dets: int | None = None,
+    match: Literal["auto", "names", "ids"] = "auto",
+    on_error: Literal["raise", "skip"] = "raise",
+    crowd: Literal["auto", "ignore", "object"] = "auto",
 ) -> dict[str, Any]:
     """``instseg val``: mask and box AP of a model on a data set, as pycocotools computes them.
 
     Args:
-        model: a model, a name of the zoo, a checkpoint, a run folder, a published name, or ``"nuclei"``.
-        data: a data set, or what names one, as in :func:`train`.
+        model: a model, a name of the zoo, a checkpoint, a run folder, a published name, ``"coco"`` or ``"nuclei"``.
+        data: a data set, or what names one, as in :func:`train`. Of a data set from which the model's run held images
+            out, those are evaluated alone.
         split: the part of the data that is read.
         batch: images a forward pass.
         workers: processes that read images.
@@ -118,6 +123,10 @@ def evaluate(
         out: a folder for ``metrics.json``, ``results.json`` and plots.
         progress: show a progress bar.
         tta: multi-scale testing: each image at 0.75, 1 and 1.25 of the model's input size.
+        max_dets: detections that count per image and class; None takes the model's own cap.
+        match: how classes are paired: by name, by category id, or by id only where names say nothing (``"auto"``).
+        on_error: what a defect of the data does: ``"raise"``, or ``"skip"`` it with a warning.
+        crowd: what ``iscrowd`` marks; see docs/decisions/crowds.md.
 
     Returns:
         the content of ``metrics.json``: ``segm`` and ``bbox`` figures, ``per_class``, ``max_dets`` and more.
@@ -140,4 +149,8 @@ def evaluate(
         out=None if out is None else Path(out),
         progress=progress,
         tta=tta,
+        max_dets=max_dets,
+        match=match,
+        on_error=on_error,
+        crowd=crowd,
     )

@@ -21,8 +21,8 @@ from instseg.core.meta import Categories
 from instseg.data.workers import batches_of
 from instseg.infer.classes import Match, match_categories
 from instseg.infer.environment import pick_device
-from instseg.infer.prediction import coco_rows
 from instseg.infer.progress import progress_bar
+from instseg.infer.rows import coco_rows
 from instseg.infer.tta import multi_scale
 from instseg.metrics.coco import CocoMetrics, evaluate_coco
 from instseg.metrics.confusion import confusion_matrix

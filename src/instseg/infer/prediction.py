@@ -15,6 +15,7 @@ from instseg.core.errors import ConfigError, DataError
 from instseg.core.instances import Instances
 from instseg.core.masks import Masks
 from instseg.core.meta import Categories
+from instseg.infer.rows import coco_rows
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,20 +23,6 @@ if TYPE_CHECKING:
     from instseg.data.images import ImageRule
 
 LABEL_SUFFIX = "-labels.png"
-
-
-def coco_rows(instances: Instances, category_ids: Sequence[int], image_id: int) -> list[dict[str, Any]]:
-    """The objects of one image as COCO results: `image_id`, `category_id`, `score`, `segmentation` (RLE,
-    counts as bytes), best first. There is no `bbox`: with one, COCO evaluators would split sizes by the box.
-    A mask without a single pixel is left out.
-    """
-    scores, labels = instances.scores.tolist(), instances.labels.tolist()
-    codes = instances.masks.rle()
-    return [
-        {"image_id": image_id, "category_id": category_ids[label], "score": score, "segmentation": code}
-        for score, label, code, area in zip(scores, labels, codes, rle.area(codes).tolist(), strict=True)
-        if area > 0
-    ]
 
 
 class Prediction:

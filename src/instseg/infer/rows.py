@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -16,11 +16,24 @@ from instseg.core.instances import Instances
 from instseg.core.meta import Categories
 from instseg.data.images import image_size
 from instseg.infer.classes import match_categories
-from instseg.infer.prediction import coco_rows
 
 _HEADERS = 300  # images whose headers show whether a data set was annotated on turned images
 
 Rows = list[dict[str, Any]]
+
+
+def coco_rows(instances: Instances, category_ids: Sequence[int], image_id: int) -> list[dict[str, Any]]:
+    """The objects of one image as COCO results: `image_id`, `category_id`, `score`, `segmentation` (RLE,
+    counts as bytes), best first. There is no `bbox`: with one, COCO evaluators would split sizes by the box.
+    A mask without a single pixel is left out.
+    """
+    scores, labels = instances.scores.tolist(), instances.labels.tolist()
+    codes = instances.masks.rle()
+    return [
+        {"image_id": image_id, "category_id": category_ids[label], "score": score, "segmentation": code}
+        for score, label, code, area in zip(scores, labels, codes, rle.area(codes).tolist(), strict=True)
+        if area > 0
+    ]
 
 
 class RowMaker(Protocol):

@@ -3,8 +3,8 @@
     python benchmarks/opening.py [FOLDER]
 
 Draws a copy of COCO's layout into FOLDER (a temporary one when left out): 120,000 image files, empty, and 860,000
-annotations with polygons, one of them of no height. Then it opens the set in fresh processes: without an index, with it,
-and two at once without it. Memory is the peak above that of the imports.
+annotations with polygons, one of them of no height. Then it opens the set in fresh processes: without an index, with
+it, and two at once without it. Memory is the peak above that of the imports.
 """
 
 import json

@@ -261,6 +261,56 @@ def test_a_kept_beginning_of_another_file_is_thrown_away(server: Server, content
         place().unlink()
 
 
+def unavailable(handler: Handler, content: bytes) -> None:
+    head(handler, 0, 503)
+
+
+def too_many(handler: Handler, content: bytes) -> None:
+    head(handler, 0, 429)
+
+
+@pytest.mark.parametrize("fault", [unavailable, too_many, forbidden, page, page_as_a_file])
+@pytest.mark.parametrize("first", [True, False], ids=["next run", "same run"])
+def test_a_fault_of_the_moment_does_not_cost_what_has_come(
+    server: Server, content: bytes, fault: Answer, first: bool
+) -> None:
+    server.answers = [cut, fault]
+    refusal()
+    if first:
+        server.answers = [fault]
+        refusal()
+    assert left_over() == [f".{place().name}.part"]
+    server.answers, server.asked = [whole_or_nothing], []
+    assert obtain("coco").read_bytes() == content and not left_over()
+    assert server.asked == [f"bytes={len(content) // 2}-"]
+
+
+def test_a_full_disk_does_not_cost_what_has_come(
+    server: Server, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.answers = [cut]
+    refusal()
+
+    def full(file: Any, block: bytes) -> None:
+        raise download.FetchError("the disk is full")
+
+    for answer in (whole_or_nothing, whole):
+        server.answers = [answer]
+        with monkeypatch.context() as patch:
+            patch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
+            assert "has room for 10 bytes" in refusal()
+    server.answers = [whole_or_nothing]
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "_write", full)
+        assert "the disk is full" in refusal()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert "No space left on device" in refusal()
+    server.asked = []
+    assert obtain("coco").read_bytes() == content and not left_over()
+    assert server.asked == []  # all of it had come before the disk refused
+
+
 def whole_or_nothing(handler: Handler, content: bytes) -> None:
     asked = handler.headers.get("Range")
     start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from instseg.core.cache import only_one
+from instseg.core.errors import InstsegError
 from instseg.core.files import write_fault
 
 SECONDS = 20.0  # without a single byte until a host counts as out of reach; a slow one may take as long as it needs
 ATTEMPTS = 10  # connections to a host that cuts them, each of which has to come further than the one before
 BLOCK = 1 << 16  # bytes
+HEAD = 64  # bytes that show a web page
 _PAGE = "a web page came in its place, as from a proxy or a login"
 REPORT_SECONDS = 15.0  # between two lines about the progress where there is no terminal to draw a bar on
 
@@ -50,12 +52,13 @@ def download(wanted: Download, check: Callable[[Path], object]) -> None:
 
     Args:
         wanted: which file.
-        check: reads the fetched file before it is put in place; what it raises is raised, and the file is deleted.
+        check: reads the fetched file before it is put in place; what it raises is raised, and a file that it refuses is
+            deleted.
 
     Raises:
         FetchError: the file cannot be had: no connection, refused, silent for ``SECONDS``, a page in its place, another
             digest, no room, or a folder that cannot be written. What came of a file with a digest is kept for the next
-            attempt, under another name.
+            attempt, under another name, unless it turned out to be of another file.
     """
     path = wanted.path
     fault = write_fault(path.parent)
@@ -72,12 +75,11 @@ def download(wanted: Download, check: Callable[[Path], object]) -> None:
             _fetch_and_check(wanted, part)
             check(part)
             os.replace(part, path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise FetchError(f"{part.parent} cannot be written: {error.strerror or error}") from None
         except BaseException as error:
-            if not (kept and isinstance(error, _Cut | KeyboardInterrupt | SystemExit)):
+            if not kept or isinstance(error, _Refused | InstsegError) or _is_empty(part):
                 part.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise FetchError(f"{part.parent} cannot be written: {error.strerror or error}") from None
             raise
 
 
@@ -85,6 +87,14 @@ def digest_of(path: Path) -> str:
     """The sha256 of a file, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_empty(part: Path) -> bool:
+    return part.is_file() and part.stat().st_size == 0
+
+
+class _Refused(FetchError):
+    """What has come is not the file that was wanted."""
 
 
 class _Cut(FetchError):
@@ -96,11 +106,13 @@ class _Cut(FetchError):
 
 
 def _fetch_and_check(wanted: Download, part: Path) -> None:
-    resumed = part.is_file() and part.stat().st_size > 0
+    resumed = part.is_file() and not _is_empty(part)
+    if resumed and wanted.sha256 is not None and digest_of(part).startswith(wanted.sha256):
+        return  # all of it came, and could not be put in place
     _fetch(wanted, part)
     try:
         _check(wanted, part)
-    except FetchError:
+    except _Refused:
         if not resumed:
             raise
         part.unlink()  # its beginning, from an earlier attempt, was of another file
@@ -110,13 +122,13 @@ def _fetch_and_check(wanted: Download, part: Path) -> None:
 
 def _check(wanted: Download, part: Path) -> None:
     with part.open("rb") as file:
-        if file.read(64).lstrip()[:1] == b"<":
-            raise FetchError(_PAGE)
+        if _begins_a_page(file.read(HEAD)):
+            raise _Refused(_PAGE)
     if wanted.sha256 is None:
         return
     digest = digest_of(part)
     if not digest.startswith(wanted.sha256):
-        raise FetchError(
+        raise _Refused(
             f"what its server sent is not the published file: sha256 begins with {digest[:8]}, not {wanted.sha256}"
         )
 
@@ -144,19 +156,24 @@ def _one_connection(wanted: Download, file: IO[bytes], show: "_Show") -> None:
     total = None
     try:
         with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+            _refuse_a_page(answer)
+            block = answer.read(HEAD)
             if answer.status != 206:  # from the beginning, whatever was asked for
+                if _begins_a_page(block):
+                    raise FetchError(_PAGE)
+                _need_room(Path(file.name), _total(answer, -have))  # what is kept makes room for it
                 have = _empty(file)
             elif not answer.headers.get("Content-Range", f"bytes {have}-").startswith(f"bytes {have}-"):
                 _empty(file)
                 raise _Cut("the server sent another part than the one asked for", misfit=True)
-            _refuse_a_page(answer)
             total = _total(answer, have)
             _need_room(Path(file.name), None if total is None else total - have)
             show(have, total)
-            while block := answer.read1(BLOCK):
+            while block:
                 _write(file, block)
                 have += len(block)
                 show(have, total)
+                block = answer.read1(BLOCK)
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # what was kept is longer than the file
             _empty(file)
@@ -188,6 +205,10 @@ def _refuse_a_page(answer: Any) -> None:
     kind = answer.headers.get_content_type() if answer.headers.get("Content-Type") else ""
     if kind in ("text/html", "application/xhtml+xml"):
         raise FetchError(_PAGE)
+
+
+def _begins_a_page(head: bytes) -> bool:
+    return head.lstrip()[:1] == b"<"
 
 
 def _total(answer: Any, have: int) -> int | None:

@@ -1,15 +1,18 @@
 """Images held out of a data set that has no validation split."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from instseg.core import rle
 from instseg.core.meta import Categories
-from instseg.data.dataset import InstanceDataset
+from instseg.data.dataset import InstanceDataset, open_dataset
 from instseg.data.holdout import held_out, hold_out, make_record, parts
 from instseg.data.records import Annotation, Record
 
@@ -94,8 +97,6 @@ def test_records_of_one_file_stay_together() -> None:
 
 
 def test_a_checkpoint_finds_the_held_out_images_again_in_any_order() -> None:
-    import json
-
     kinds, files = [[i % 4] for i in range(60)], [f"{i}.png" for i in range(60)]
     data = dataset(kinds, files)
     _, val = hold_out(data, 0.2, 5)
@@ -116,3 +117,39 @@ def test_other_data_has_no_held_out_part(kinds: list[list[int]]) -> None:
     assert held_out(dataset(kinds), record) is None
     assert held_out(dataset([[0]] * 60, [f"other-{i}.png" for i in range(60)]), record) is None
     assert held_out(data, None) is None
+
+
+def test_one_picture_under_two_names_is_in_one_part(tmp_path: Path) -> None:
+    """As where a folder holds a picture that its records call both "0.png" and "images/0.png", or by a link."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "images")
+    records = []
+    for i in range(60):
+        file = tmp_path / "images" / f"{i // 3}.png"
+        file.touch()
+        link = tmp_path / f"link {i // 3}.png"
+        if i % 3 == 2:
+            link.symlink_to(file)
+        path = (file, tmp_path / "linked" / file.name, link)[i % 3]
+        records.append(Record(i, path, 4, 4, (), str(path.relative_to(tmp_path))))
+    data = InstanceDataset(records, Categories.from_names(["cell"]))
+    for chosen in (data, data.subset(np.arange(60))):
+        train, val = hold_out(chosen, 0.2, 0)
+        assert len(val) == 12 and not {i // 3 for i in train} & {i // 3 for i in val}
+
+
+def test_two_names_of_one_picture_in_a_data_set_on_disk_are_in_one_part(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    images, annotations = [], []
+    for i in range(20):
+        Image.new("L", (9, 9), i).save(tmp_path / "images" / f"{i // 2}.png")
+        name = f"{i // 2}.png" if i % 2 else f"images/{i // 2}.png"
+        images.append({"id": i, "file_name": name, "width": 9, "height": 9})
+        shape = [[0, 0, 5 + i % 2, 0, 5, 5]]
+        annotations.append({"id": i, "image_id": i, "category_id": 1, "iscrowd": 0, "segmentation": shape})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cell"}]}
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    data = open_dataset(tmp_path / "set.json", on_error="skip")
+    train, val = hold_out(data, 0.3, 0)
+    assert len(val) == 6
+    assert not {data.path(int(i)) for i in train} & {data.path(int(i)) for i in val}

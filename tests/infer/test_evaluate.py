@@ -102,7 +102,7 @@ def test_unreadable_image_is_one_line_also_from_a_worker(oracle: Any, dataset: I
 
 def test_unreadable_image_is_left_out_when_told_to_skip(oracle: Any, dataset: InstanceDataset) -> None:
     data = InstanceDataset(dataset.records, dataset.categories, read=broken, on_error="skip")
-    with pytest.warns(UserWarning, match="1 images cannot be read"):
+    with pytest.warns(UserWarning, match="1 of 4 images of split train cannot be read"):
         report = evaluate(oracle, data, progress=False)
     assert report["images"] == 3 and report["skipped_images"] == 1
     assert report["segm"]["ap"] == pytest.approx(1.0)
@@ -221,3 +221,47 @@ def test_images_are_as_white_as_those_of_the_training(oracle: Any, dataset: Inst
     oracle.image_rule = ImageRule(full_scale=4095.0)
     evaluate(oracle, dataset, progress=False)
     assert {rule.full_scale for rule in seen} == {4095.0} and dataset.image_rule.full_scale is None
+
+
+def test_an_evaluation_of_which_no_image_can_be_read_is_an_error_and_not_an_ap(
+    oracle: Any, dataset: InstanceDataset
+) -> None:
+    def unreadable(record: Record) -> Tensor:
+        raise DataError(f"{record.file_name}: truncated")
+
+    data = InstanceDataset(dataset.records, dataset.categories, read=unreadable, on_error="skip", name="parts")
+    with pytest.raises(DataError, match=r"parts: no image of split train can be read; first: 0\.png: truncated"):
+        evaluate(oracle, data, progress=False)
+
+
+def turned_square(path: Path, oracle: Any, exif: bool) -> None:
+    """A square picture with EXIF orientation 180 degrees, and a model trained on images read with ``exif``."""
+    from PIL import Image
+
+    orientation = Image.Exif()
+    orientation[0x0112] = 3
+    values = np.zeros((60, 60, 3), np.uint8)
+    values[:20] = 90
+    (path / "images").mkdir(parents=True)
+    (path / "annotations").mkdir()
+    Image.fromarray(values).save(path / "images" / "a.png", exif=orientation)
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 60, "height": 60}],
+        "categories": [{"id": 4, "name": "bolt"}, {"id": 9, "name": "nut"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 4, "iscrowd": 0, "segmentation": [[0, 0, 9, 0, 9, 9]]}],
+    }
+    (path / "annotations" / "val.json").write_text(json.dumps(content))
+    oracle.image_rule = ImageRule(exif=exif)
+    oracle.extra["image_rule"] = oracle.image_rule.to_json()
+
+
+@pytest.mark.parametrize("exif", [True, False])
+def test_an_image_whose_size_does_not_show_its_orientation_is_read_as_in_training(
+    oracle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exif: bool
+) -> None:
+    turned_square(tmp_path, oracle, exif)
+    seen: list[Tensor] = []
+    find = oracle.predict_batch
+    monkeypatch.setattr(oracle, "predict_batch", lambda images: (seen.extend(images), find([i * 0 for i in images]))[1])
+    evaluate(oracle, tmp_path, progress=False)
+    assert bool(seen[0][0, 0, 0] == 90) is not exif and bool(seen[0][0, -1, 0] == 90) is exif

@@ -13,6 +13,8 @@ from instseg.core.errors import ConfigError, DataError
 from instseg.data.dataset import open_dataset
 from instseg.data.holdout import KEY, held_out
 from instseg.infer.model import load
+from instseg.training import data as training_data
+from instseg.training import run
 from instseg.training.checkpoint import load_state
 from instseg.training.run import train
 
@@ -156,16 +158,53 @@ def test_a_validation_split_that_is_not_json_is_refused_before_the_first_update(
     assert "\n" not in str(error.value) and not (tmp_path / "a").exists()
 
 
-def test_an_undecodable_validation_image_costs_the_evaluation_until_errors_are_skipped(
-    squares: Path, tmp_path: Path
-) -> None:
-    image = squares / "images" / "11.png"
+def undecodable(image: Path) -> None:
+    """Damaged where only decoding finds it: the header and the end are there."""
     content = image.read_bytes()
-    image.write_bytes(content[:5000] + bytes(2000) + content[7000:])  # found when it is decoded
-    assert small(squares, tmp_path / "a")["epochs"] == 1
-    assert rows_of(tmp_path / "a")[0]["ap"] == "" and "evaluation failed" in log_of(tmp_path / "a")
-    result = small(squares, tmp_path / "a", resume=True, on_error="skip")
-    assert result["best_ap"] is not None and rows_of(tmp_path / "a")[0]["ap"] != ""
+    image.write_bytes(content[:5000] + bytes(2000) + content[7000:])
+
+
+def test_an_undecodable_validation_image_costs_itself_and_not_the_ap(squares: Path, tmp_path: Path) -> None:
+    undecodable(squares / "images" / "11.png")
+    assert small(squares, tmp_path / "a", epochs=2)["best_ap"] is not None
+    log = log_of(tmp_path / "a")
+    assert all(row["ap"] != "" for row in rows_of(tmp_path / "a")) and "evaluation failed" not in log
+    (line,) = [line for line in log.splitlines() if "cannot be read" in line]
+    assert "warning: 1 of 2 images of split val" in line and "11.png" in line
+
+
+def test_an_undecodable_image_that_was_held_out_costs_itself_and_not_the_ap(lone: Path, tmp_path: Path) -> None:
+    small(lone, tmp_path / "whole", val_split=0.3)
+    name = json.loads((tmp_path / "whole" / "split.json").read_text())["val"][0]
+    undecodable(lone.parent.parent / "images" / name)
+    assert small(lone, tmp_path / "a", val_split=0.3)["best_ap"] is not None
+    (line,) = [line for line in log_of(tmp_path / "a").splitlines() if "cannot be read" in line]
+    assert "warning: 1 of 3 images" in line and name in line
+
+
+def test_a_validation_image_that_is_deleted_meanwhile_costs_itself_and_not_the_ap(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = training_data.make_evaluate
+
+    def then_deleted(*args: Any) -> Any:
+        found = opened(*args)
+        (squares / "images" / "11.png").unlink()
+        return found
+
+    monkeypatch.setattr(run, "make_evaluate", then_deleted)
+    assert small(squares, tmp_path / "a")["best_ap"] is not None
+    (line,) = [line for line in log_of(tmp_path / "a").splitlines() if "cannot be read" in line]
+    assert "11.png" in line and "no such image" in line
+
+
+def test_only_where_no_validation_image_can_be_read_does_the_evaluation_fail(squares: Path, tmp_path: Path) -> None:
+    for name in ("10.png", "11.png"):
+        undecodable(squares / "images" / name)
+    result = small(squares, tmp_path / "a")
+    assert result["epochs"] == 1 and rows_of(tmp_path / "a")[0]["ap"] == ""
+    (line,) = [line for line in log_of(tmp_path / "a").splitlines() if "evaluation failed" in line]
+    assert "no image of split val can be read" in line and "10.png" in line
 
 
 # --- classes, crowds, the rule for reading -----------------------------------------------------------------------

@@ -176,6 +176,10 @@ class InstanceDataset(Dataset[Sample]):
         """Of an image, as in the annotation file."""
         return self._table.file_name(index)
 
+    def path(self, index: int) -> Path | None:
+        """Where an image lies; None when it is drawn."""
+        return self._table.path(index)
+
     def objects(self) -> tuple[IntArray, IntArray]:
         """The image (position) and the label of each object that is not a crowd."""
         return self._table.objects()
@@ -231,15 +235,19 @@ class InstanceDataset(Dataset[Sample]):
 
 
 def read_record(record: Record, rule: ImageRule | None = None) -> Tensor:
-    """The image of a record, (3, H, W) uint8. Raises DataError when it cannot be read or has another size."""
+    """The image of a record, (3, H, W) uint8; ``rule.exif`` counts where the record itself does not decide.
+
+    Raises DataError when it cannot be read or has another size.
+    """
     assert record.path is not None
-    scale = rule.full_scale if rule is not None else None
-    image = read_image(record.path, exif=record.exif, full_scale=scale)
+    rule = rule or ImageRule()
+    exif, scale = rule.exif if record.exif is None else record.exif, rule.full_scale
+    image = read_image(record.path, exif=exif, full_scale=scale)
     size = (record.height, record.width)
     if tuple(image.shape[1:]) == size:
         return image
     if tuple(image.shape[:0:-1]) == size:  # of a large set not every header is read when it is opened
-        turned = read_image(record.path, exif=not record.exif, full_scale=scale)
+        turned = read_image(record.path, exif=not exif, full_scale=scale)
         if tuple(turned.shape[1:]) == size:
             return turned
     found = f"{image.shape[2]} x {image.shape[1]}, the record says {record.width} x {record.height}"

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,8 +24,8 @@ def hold_out(dataset: InstanceDataset, fraction: float, seed: int) -> tuple[IntA
     """Split a data set by image: positions of the training and of the validation part, each ascending.
 
     Every class appears in both parts in proportion to its images, and so do images without objects; a class that occurs
-    in two or more images keeps at least one in training. Records of one file stay together. The split follows from
-    the seed and from names and labels, not from the order of the records.
+    in two or more images keeps at least one in training. Records of one file stay together, whatever they call it. The
+    split follows from the seed and from names and labels, not from the order of the records.
 
     Args:
         dataset: what is split.
@@ -35,7 +36,7 @@ def hold_out(dataset: InstanceDataset, fraction: float, seed: int) -> tuple[IntA
     Returns:
         (T,) and (V,) positions; V is 0 for fewer than four images or a fraction of 0.
     """
-    names, unit = np.unique(np.asarray(_names(dataset), dtype=object).astype(str), return_inverse=True)
+    names, unit = np.unique(np.asarray(_files(dataset), dtype=object).astype(str), return_inverse=True)
     wanted = _number_held_out(len(names), fraction)
     rows, labels = dataset.objects()
     chosen = _Chooser(unit[rows], np.asarray(labels), len(names), seed).choose(wanted, fraction)
@@ -106,6 +107,28 @@ def file_names(dataset: InstanceDataset, positions: Sequence[int] | IntArray) ->
 
 def _names(dataset: InstanceDataset) -> list[str]:
     return [dataset.file_name(i) for i in range(len(dataset))]
+
+
+def _files(dataset: InstanceDataset) -> list[str]:
+    """One name for each file: the first in order of those that it has in the records."""
+    folders: dict[str, str] = {}
+    keys, first = [], dict[str, str]()
+    for i, name in enumerate(_names(dataset)):
+        path = dataset.path(i)
+        key = f"name {name}" if path is None else f"path {_resolved(os.fspath(path), folders)}"
+        keys.append(key)
+        first[key] = min(name, first.get(key, name))
+    return [first[key] for key in keys]
+
+
+def _resolved(path: str, folders: dict[str, str]) -> str:
+    """A path without links and dots. ``folders`` keeps those of folders, which many files share."""
+    folder, name = os.path.split(path)
+    if name in ("", ".", "..") or os.path.islink(path):
+        return os.path.realpath(path)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    return os.path.join(folders[folder], name)
 
 
 def _order(dataset: InstanceDataset) -> IntArray:

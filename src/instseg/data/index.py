@@ -113,13 +113,14 @@ class Pictures:
     Attributes:
         paths: where each image lies; None where it does not.
         sizes: (N, 2) int32 H, W as annotated; 0 where neither the record nor the file says.
-        exif: (N,) bool, False where the objects were drawn on the stored pixels.
+        exif: (N,) int8, 0 where the objects were drawn on the stored pixels, 1 where on those that are shown, -1 where
+            the size does not tell one from the other.
         usable: (N,) bool.
     """
 
     paths: Sequence[Path | None]
     sizes: npt.NDArray[np.int32]
-    exif: npt.NDArray[np.bool_]
+    exif: npt.NDArray[np.int8]
     usable: npt.NDArray[np.bool_]
 
 
@@ -171,6 +172,7 @@ class IndexedRecords(Records):
                 report(problem)
 
         height, width = self.pictures.sizes[image].tolist()
+        exif = int(self.pictures.exif[image])
         annotations = _annotations(self.source, image, (height, width), self.crowd, count)
         if report is None:
             self._left_out[image] = min(255, left_out)
@@ -181,7 +183,7 @@ class IndexedRecords(Records):
             width,
             annotations,
             self.source.file_names[image],
-            bool(self.pictures.exif[image]),
+            None if exif < 0 else bool(exif),
         )
 
     def keep(self, report: Report) -> None:
@@ -199,6 +201,9 @@ class IndexedRecords(Records):
 
     def file_name(self, position: int) -> str:
         return self.source.file_names[int(self.images[position])]
+
+    def path(self, position: int) -> Path | None:
+        return self.pictures.paths[int(self.images[position])]
 
     def objects(self) -> tuple[IntArray, IntArray]:
         if self._kept is not None:

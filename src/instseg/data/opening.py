@@ -60,7 +60,7 @@ class _Opener:
         self.index = index
         self.report = report
         self.sizes: npt.NDArray[np.int32] = index.sizes.copy()
-        self.exif = np.ones(len(index), dtype=bool)
+        self.exif = np.full(len(index), -1, dtype=np.int8)
         self.usable = np.ones(len(index), dtype=bool)
 
     def note(self, kind: str, severity: Severity, image: int, message: str) -> None:
@@ -108,8 +108,10 @@ class _Opener:
         return headers
 
     def settle(self, headers: dict[int, Sizes], exif: bool) -> None:
-        """Sizes and orientation of the images whose headers were read; the others follow the data set."""
-        self.exif[:] = exif
+        """Sizes and orientation of the images whose headers were read.
+
+        The orientation of the others, and of those whose size is the same either way, follows the data set's rule.
+        """
         for i, (shown, stored) in headers.items():
             height, width = self.sizes[i].tolist()
             if not (height and width):  # the side that is known, if one is, decides which way it is

@@ -52,7 +52,8 @@ class Record:
         width: pixels, as annotated.
         annotations: in the order of the file.
         file_name: as in the file.
-        exif: False when the objects were drawn on the stored pixels, without the image's EXIF orientation.
+        exif: False when the objects were drawn on the stored pixels, without the image's EXIF orientation, True when
+            they were drawn on the image as it is shown; None where that does not show, and the data set's rule decides.
     """
 
     image_id: int
@@ -61,7 +62,7 @@ class Record:
     width: int
     annotations: tuple[Annotation, ...]
     file_name: str
-    exif: bool = True
+    exif: bool | None = None
 
 
 def whole_text(text: str) -> str:
@@ -117,6 +118,10 @@ class Records(Sequence[Record]):
     def file_name(self, position: int) -> str:
         """As in the file."""
         return self[position].file_name
+
+    def path(self, position: int) -> Path | None:
+        """Where an image lies; None when it is drawn."""
+        return self[position].path
 
     def objects(self) -> tuple[IntArray, IntArray]:
         """The image (position) and the label of each object that is not a crowd."""
@@ -196,6 +201,9 @@ class ChosenRecords(Records):
 
     def file_name(self, position: int) -> str:
         return self.records.file_name(int(self.chosen[position]))
+
+    def path(self, position: int) -> Path | None:
+        return self.records.path(int(self.chosen[position]))
 
     def objects(self) -> tuple[IntArray, IntArray]:
         rows, labels = self.records.objects()

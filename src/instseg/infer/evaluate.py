@@ -8,7 +8,6 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,11 +174,12 @@ def _has_split(data: str | Path, split: str) -> bool:
 
 
 def _read_as_trained(dataset: InstanceDataset, model: InstanceModel) -> InstanceDataset:
-    """The data set, with the white of wide samples where the model's training had it, as prediction has."""
+    """The data set, read as the model's training read its images, as prediction reads them: the white of wide samples,
+    and EXIF orientation where the size of an image does not show whether its objects were drawn with it."""
     if "image_rule" not in model.extra:
         return dataset
     again = copy.copy(dataset)
-    again.image_rule = replace(dataset.image_rule, full_scale=model.image_rule.full_scale)
+    again.image_rule = model.image_rule
     return again
 
 
@@ -196,10 +196,10 @@ def collect_results(
 
     category_ids: what each label is written as; None leaves its objects out.
 
-    An unreadable image raises its DataError, or is left out with one warning when the data set was opened
-    with `on_error="skip"`. The model comes back in the modes (training or not, module by module) that it was
-    given in, and the global random state is not touched, so that a training run evaluates without changing
-    its course.
+    An unreadable image raises its DataError, or is left out with one warning when the data set was opened with
+    `on_error="skip"`; it is an error when no image can be read. The model comes back in the modes (training or not,
+    module by module) that it was given in, and the global random state is not touched, so that a training run
+    evaluates without changing its course.
     """
     loader = torch.utils.data.DataLoader(
         _Images(dataset),
@@ -230,8 +230,14 @@ def collect_results(
     finally:
         for module, mode in modes.items():
             module.training = mode
+    if unread and len(unread) == len(dataset):
+        raise DataError(f"{dataset.name}: no image of split {dataset.split} can be read; first: {unread[0]}")
     if unread:
-        warnings.warn(f"{len(unread)} images cannot be read and do not count; first: {unread[0]}", stacklevel=3)
+        warnings.warn(
+            f"{len(unread)} of {len(dataset)} images of split {dataset.split} cannot be read and do not count: AP is "
+            f"that of the others; the first: {unread[0]}",
+            stacklevel=3,
+        )
     return results, skipped
 
 

@@ -165,6 +165,7 @@ def make_evaluate(
         return None
     match_categories(dataset.categories, images.categories)  # now rather than after the first epoch
     images.image_rule = dataset.image_rule
+    images.on_error = "skip"  # an image that cannot be read costs itself and a warning, not the AP of the epoch
     workers = loader_processes(recipe.workers, accelerator.num_processes)
 
     def measure(model: InstanceModel) -> dict[str, float]:

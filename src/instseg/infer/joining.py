@@ -21,6 +21,8 @@ SCORE_GAP = 0.5
 SAME_OBJECT = 0.5
 # ... unless the smaller one has less than this share of the larger one's area.
 COMPARABLE = 0.2
+# A mask that a tile shows whole says what a cut one is, if its score is at least this part of the other's.
+EXPLAINS = 0.25
 # A tile's word on a pixel counts the more, the farther the pixel lies from the tile's inner borders, up to here.
 RAMP = 64  # pixels
 # Rows of a joined mask that are made at a time.
@@ -44,6 +46,25 @@ class Candidate:
     kept: int | None
     score: float
     cut: bool
+
+
+def of_parts(
+    parts: Parts, evidence: Sequence[Evidence], sharing: Iterable[tuple[int, int]], cut: npt.NDArray[np.bool_]
+) -> list[Evidence]:
+    """The evidence between masks that have to be joined: both are cut, and no tile shows whole what they show.
+
+    Masks that a tile shows whole, and what others show of the same, are left to :func:`distinct`. Joined as well, weak
+    masks that cover two objects would make one of them: on microscopy images that costs 0.01 to 0.03 AP.
+    """
+    explained: set[int] = set()
+    for pair in sharing:
+        for i, j in (pair, pair[::-1]):
+            asked = cut[i] and not cut[j] and i not in explained and parts.scores[j] >= EXPLAINS * parts.scores[i]
+            if asked and _cover(parts.codes[i], parts.codes[j]) > SAME_OBJECT:
+                explained.add(i)
+    kept = cut.copy()
+    kept[list(explained)] = False
+    return [one for one in evidence if kept[one.first] and kept[one.second]]
 
 
 def group(parts: Parts, evidence: Iterable[Evidence]) -> list[list[int]]:

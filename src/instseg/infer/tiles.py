@@ -12,7 +12,7 @@ from instseg.core import rle as rle_codes
 from instseg.core.geometry import View
 from instseg.core.instances import Instances
 from instseg.core.masks import Masks
-from instseg.infer.joining import candidate, distinct, group, join
+from instseg.infer.joining import candidate, distinct, group, join, of_parts
 from instseg.infer.seams import Parts, compare_all
 
 # What is no wider than this at the border of a tile, and not seen by the next tile, is nothing; pixels.
@@ -46,8 +46,8 @@ def merge_tiles(parts: Sequence[Instances], views: Sequence[View], max_instances
     """One result for the image from those of its tiles.
 
     An object in the overlap is found in several tiles, and one that is larger than the overlap is found in parts.
-    Masks of one class are the same object when they agree where both of their tiles look, or, where tiles only meet,
-    when they continue each other across the seam. An object that a tile shows whole keeps that mask, the best of them
+    Masks of one class that are cut by their tiles are parts of one object when they agree where both of their tiles
+    look, or, where tiles only meet, when they continue each other across the seam. An object that a tile shows whole keeps that mask, the best of them
     if several do, with its score. The parts of all others are joined into one mask, whose score is the mean of the
     parts' scores, weighted with their areas; parts whose scores differ by more than 0.5 are not joined. See
     ``docs/decisions/tiles.md``.
@@ -74,7 +74,9 @@ def merge_tiles(parts: Sequence[Instances], views: Sequence[View], max_instances
         if share:
             sharing.append((i, j))
     cut, sliver = _cut_by_tile(table)
-    groups = [ids for ids in group(table, evidence) if len(ids) > 1 or not sliver[ids[0]]]
+    groups = [
+        ids for ids in group(table, of_parts(table, evidence, sharing, cut)) if len(ids) > 1 or not sliver[ids[0]]
+    ]
     objects = distinct(table, [candidate(table, ids, cut) for ids in groups], sharing)
     capped |= len(objects) > max_instances
     objects = objects[:max_instances]

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from instseg.core.errors import DataError
 from instseg.data.check import check_dataset
 from instseg.data.dataset import ground_truth, open_dataset
+from instseg.data.images import ImageRule
 
 
 def reopened(folder: Any, text: str | bytes) -> Any:
@@ -189,3 +191,21 @@ def test_the_majority_decides_and_each_record_still_fits(folder: Any) -> None:
     dataset = open_dataset(folder.save())
     assert dataset.image_rule.exif is False
     assert [tuple(dataset[i].image.shape[1:]) for i in range(4)] == [(40, 30), (30, 40), (30, 40), (30, 40)]
+
+
+def test_a_picture_whose_size_is_the_same_either_way_follows_the_rule_it_is_read_with(folder: Any) -> None:
+    """As the validation images of a run, which are read by the rule of its training images."""
+    upright = open_dataset(folder.path)[0].image
+    orientation = Image.Exif()
+    orientation[0x0112] = 3
+    path = folder.path / "images" / "1.png"
+    with Image.open(path) as image:
+        image.load()
+        image.save(path, exif=orientation)
+    exif_rotated(folder.path / "images" / "2.png")
+    dataset = open_dataset(folder.path)
+    assert [record.exif for record in dataset.records] == [None, False]
+    for rule, expected in ((False, upright), (True, upright.flip(1, 2))):
+        dataset.image_rule = ImageRule(exif=rule)
+        assert torch.equal(dataset[0].image, expected)
+        assert dataset[1].image.shape == (3, 30, 40)  # its size shows which way it is

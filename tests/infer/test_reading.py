@@ -71,3 +71,17 @@ def test_what_must_not_leave_its_thread_does_not() -> None:
         load = Loads()
         assert len(list(read_ahead(sources(9, threaded=not options["threads"]), load, **options))) == 9
         assert load.threads == {threading.current_thread().name}
+
+
+def test_threads_that_hang_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    class Hanging:
+        def join(self, timeout: float) -> None:
+            clock[0] += timeout
+
+    monkeypatch.setattr(reading.time, "monotonic", lambda: clock[0])
+    reader = reading._Reader(lambda source: torch.zeros(0), 5)
+    reader._threads = [Hanging() for _ in range(5)]  # type: ignore[misc]
+    reader.stop()
+    assert clock[0] == 2.0

@@ -132,7 +132,8 @@ def test_run_resumed_after_a_torn_line_equals_one_that_was_not_interrupted(
     write(tmp_path / "torn", maker, names, resume=True)
     whole, torn = ((tmp_path / name / "predictions.json").read_bytes() for name in ("whole", "torn"))
     assert whole == torn
-    assert [path.name for path in (tmp_path / "torn").iterdir()] == ["predictions.json"]
+    beside = ["predictions.run.json"] if plain else []
+    assert sorted(path.name for path in (tmp_path / "torn").iterdir()) == ["predictions.json", *beside]
 
 
 def test_finished_run_takes_images_that_came_later(tmp_path: Path, categories: Categories) -> None:
@@ -294,3 +295,34 @@ def test_sizes_of_an_annotation_file_show_whether_images_were_turned(tmp_path: P
     for size, expected in (((40, 30), False), ((30, 40), True), ((30, 30), None)):
         images = [{"id": 1, "file_name": "a.jpg", "width": size[0], "height": size[1]}, {"id": 2, "file_name": "b.jpg"}]
         assert ResultRows(categories, annotations(tmp_path, images=images), 0.05).fit_shown(paths) is expected
+
+
+def with_ids(folder: Path, image: object, category: object = 8) -> Path:
+    images = [{"id": 1, "file_name": "a.png"}, {"id": image, "file_name": "b.png", "width": 40.0, "height": 30.0}]
+    return annotations(folder, images=images, categories=[{"id": 5, "name": "cat"}, {"id": category, "name": "Dog"}])
+
+
+@pytest.mark.parametrize("value", ["x", None, 2.5, True, [1], {}, "", "1.5", "1_0", float("nan"), float("inf")])
+def test_an_id_that_is_not_a_whole_number_is_one_line(tmp_path: Path, categories: Categories, value: object) -> None:
+    with pytest.raises(DataError) as caught:
+        ResultRows(categories, with_ids(tmp_path, value), 0.05)
+    assert str(caught.value) == (
+        f"{tmp_path / 'val.json'}: image 2 (b.png) has the id {json.dumps(value)}, not a whole number; "
+        "correct the record."
+    )
+    with pytest.raises(DataError, match=r"val\.json: category 2 has the id .*, not a whole number"):
+        ResultRows(categories, with_ids(tmp_path, 2, value), 0.05)
+
+
+@pytest.mark.parametrize("value", [7, 7.0, "7", " 7 "])
+def test_whole_numbers_are_read_however_they_are_written(tmp_path: Path, categories: Categories, value: object) -> None:
+    rows = ResultRows(categories, with_ids(tmp_path, value, value), 0.05)
+    record, made = rows.rows(found(), "b.png", None, 0, 0)
+    assert record["id"] == 7 and {row["image_id"] for row in made} == {7}
+    assert {row["category_id"] for row in made} == {5, 7}
+    assert rows.size(Path("b.png")) == (30, 40)
+
+
+def test_a_file_name_that_is_not_a_text_is_one_line(tmp_path: Path, categories: Categories) -> None:
+    with pytest.raises(DataError, match=r"image 1 has the file_name 3, not a text"):
+        ResultRows(categories, annotations(tmp_path, images=[{"id": 1, "file_name": 3}]), 0.05)

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -146,7 +147,7 @@ def test_resume_without_a_folder_takes_the_newest_unfinished_run_or_starts(oracl
     [
         ({"score": 0.5}, "another score (none, now 0.5)"),
         ({"overlays": False}, "another overlays"),
-        ({"model": True}, "another weights"),
+        ({"model": True}, "other weights"),
     ],
 )
 def test_resume_with_another_model_or_option_is_one_line(
@@ -171,7 +172,8 @@ def test_resume_with_other_images_is_one_line_and_changed_ones_are_done_again(or
     with pytest.raises(DataError, match=r"of other images \(the first is 0.png\)"):
         go(oracle, other, resume=True)
     draw(photos / "1.png", 6)
-    assert go(oracle, photos, resume=True).objects == 1 + 6 + 3 + 4 + 5 + 6
+    with pytest.warns(UserWarning, match="files have changed: 1"):
+        assert go(oracle, photos, resume=True).objects == 1 + 6 + 3 + 4 + 5 + 6
     assert sorted(names()) == [f"{i}.png" for i in range(6)]
 
 
@@ -324,12 +326,168 @@ def test_annotated_run_is_resumed_to_the_same_list(oracle: Any, photos: Path, tm
     with pytest.raises(RuntimeError), pytest.warns(UserWarning):
         go(oracle, photos, annotations=known)
     assert {row["image_id"] for row in json.loads(Path("out/predictions.json").read_text())} == {7, 8, 9}
-    with pytest.raises(DataError, match="another annotations"):
+    with pytest.raises(DataError, match="begun with --annotations"):
         go(oracle, photos, resume=True)
     go(oracle, photos, resume=True, annotations=known)
     assert Path("out/predictions.json").read_bytes() == Path("whole/predictions.json").read_bytes()
-    with pytest.raises(DataError, match="leave out --resume"):
+
+
+def stop_after(model: Any, count: int, *sources: Path | str, **options: Any) -> None:
+    Stops(model, count, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        go(model, *sources, **options)
+
+
+@pytest.fixture
+def others(photos: Path, tmp_path: Path) -> Path:
+    """Images of the same names as ``photos``, all with one object."""
+    for path in photos.iterdir():
+        draw(tmp_path / "others" / path.name)
+    return tmp_path / "others"
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_resume_with_other_images_of_the_same_names_is_refused_and_loses_nothing(
+    oracle: Any, photos: Path, others: Path, finished: bool
+) -> None:
+    if finished:
+        go(oracle, photos)
+    else:
+        stop_after(oracle, 3, photos)
+    before = {name: Path("out", name).read_bytes() for name in files("out")}
+    with pytest.raises(DataError, match="the run to resume was of other images"):
+        go(oracle, others, resume=True)
+    assert {name: Path("out", name).read_bytes() for name in files("out")} == before
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("finished", [True, False])
+def test_resume_says_how_many_images_are_predicted_again_because_they_changed(
+    oracle: Any, photos: Path, tmp_path: Path, finished: bool, known: bool
+) -> None:
+    options: dict[str, Any] = {}
+    if known:
+        options["annotations"] = annotated(tmp_path / "val.json", {f"{i}.png": (60, 80) for i in range(6)})
+    if finished:
+        go(oracle, photos, **options)
+    else:
+        stop_after(oracle, 4, photos, **options)
+    draw(photos / "1.png", 6)
+    with pytest.warns(UserWarning, match=r"predicted again because their files have changed: 1, the first is 1\.png"):
+        summary = go(oracle, photos, resume=True, **options)
+    assert summary.objects == 1 + 6 + 3 + 4 + 5 + 6 and summary.images == 6
+    assert summary.resumed == (5 if finished else 3)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_image_on_standard_input_is_never_done_already(
+    oracle: Any, photos: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    def piped(number: int) -> None:
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=(photos / f"{number - 1}.png").open("rb")))
+
+    piped(2)
+    if finished:
+        assert go(oracle, "-").objects == 2
+    else:
+        stop_after(oracle, 1, "-", photos)
+    piped(5)
+    summary = go(oracle, "-", resume=True)
+    assert (summary.images, summary.objects, summary.resumed, names()) == (1, 5, 0, ["stdin"])
+
+
+def test_addresses_that_end_alike_are_different_images(
+    oracle: Any, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, three = (f"http://localhost/{number}/img.png" for number in (1, 2, 3))
+    monkeypatch.setattr(
+        "instseg.infer.sources._read_url", lambda url, rule: picture(int(url.removesuffix("/img.png")[-1]))
+    )
+    assert go(oracle, one).objects == 1
+    with pytest.raises(DataError, match="of other images"):
+        go(oracle, two, resume=True)
+    assert go(oracle, one, two, resume=True).objects == 3
+    with pytest.warns(UserWarning, match="no longer there are kept: 1"):
+        assert go(oracle, two, three, resume=True).objects == 6
+    assert names() == ["img.png", "img-2.png", "img-2-2.png"]
+    assert sorted(path.name for path in Path("out/labels").glob("*.png")) == ["img-2-2.png", "img-2.png", "img.png"]
+
+
+def test_a_file_of_the_same_name_that_goes_or_comes_changes_no_other_image(oracle: Any, tmp_path: Path) -> None:
+    for number in range(3):
+        draw(tmp_path / "a" / f"{number}.png", number + 1)
+        draw(tmp_path / "b" / f"{number}.png", number + 4)
+    stop_after(oracle, 5, "a", "b")
+    for path in (tmp_path / "b").iterdir():
+        path.unlink()
+    draw(tmp_path / "b" / "9.png")
+    with pytest.warns(UserWarning, match="no longer there are kept: 2"):
+        summary = go(oracle, "a", "b", resume=True)
+    assert (summary.resumed, summary.images, summary.objects) == (5, 6, 1 + 2 + 3 + 4 + 5 + 1)
+    draw(tmp_path / "b" / "2.png", 6)
+    with pytest.warns(UserWarning, match="no longer there"):
+        assert go(oracle, "a", "b", resume=True).images == 7
+    assert len(set(names())) == 7 and len(list(Path("out/labels").rglob("*.png"))) == 7
+
+
+def test_an_image_called_as_one_that_is_gone_gets_a_name_of_its_own(oracle: Any, tmp_path: Path) -> None:
+    draw(tmp_path / "a" / "1.png", 1)
+    draw(tmp_path / "a" / "2.png", 2)
+    go(oracle, "a")
+    (tmp_path / "a" / "2.png").unlink()
+    draw(tmp_path / "b" / "2.png", 5)
+    with pytest.warns(UserWarning, match="no longer there"):
+        assert go(oracle, "a", "b", resume=True).objects == 8
+    assert names() == ["1.png", "2.png", "2-2.png"]
+    assert np.asarray(Image.open("out/labels/2.png")).max() == 2
+
+
+def test_second_run_into_a_folder_is_refused_while_the_first_is_running(oracle: Any, photos: Path) -> None:
+    said: list[str] = []
+
+    def second() -> None:
+        for resume in (False, True):
+            with pytest.raises(DataError) as caught:
+                go(lambda: pytest.fail("loaded"), photos, resume=resume)
+            said.append(str(caught.value))
+
+    Stops(oracle, 2, second)
+    assert go(oracle, photos).images == 6
+    assert said == ["out: another run writes its results here; wait for it, or choose another --out."] * 2
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_resume_of_a_finished_run_says_that_all_is_done(oracle: Any, photos: Path, tmp_path: Path, known: bool) -> None:
+    options: dict[str, Any] = {"resume": True}
+    if known:
+        options["annotations"] = annotated(tmp_path / "val.json", {f"{i}.png": (60, 80) for i in range(6)})
+    go(oracle, photos, **options)
+    before = {name: Path("out", name).read_bytes() for name in files("out")}
+    for _ in range(2):
+        summary = go(oracle, photos, **options)
+        assert summary.objects == 21 and summary.notes()[-1] == "all 6 images are done"
+        assert {name: Path("out", name).read_bytes() for name in files("out")} == before
+
+
+def test_resume_of_an_annotated_run_whose_list_was_changed_is_one_line(
+    oracle: Any, photos: Path, tmp_path: Path
+) -> None:
+    known = annotated(tmp_path / "val.json", {f"{i}.png": (60, 80) for i in range(6)})
+    go(oracle, photos, annotations=known)
+    Path("out/predictions.json").write_text("[]")
+    with pytest.raises(DataError, match="has been changed since it was written; leave out --resume"):
+        go(oracle, photos, annotations=known, resume=True)
+
+
+def test_resume_with_another_annotation_file_says_so_without_digests(oracle: Any, photos: Path, tmp_path: Path) -> None:
+    sizes = {f"{i}.png": (60, 80) for i in range(6)}
+    stop_after(oracle, 2, photos, annotations=annotated(tmp_path / "val.json", sizes))
+    known = annotated(tmp_path / "val.json", {**sizes, "new.png": (60, 80)})
+    with pytest.raises(DataError) as caught:
         go(oracle, photos, resume=True, annotations=known)
+    assert str(caught.value) == (
+        "out: the annotation file has changed since the run to resume was begun; use the same, or choose another --out."
+    )
 
 
 def test_no_thread_is_left_after_a_run(oracle: Any, photos: Path) -> None:

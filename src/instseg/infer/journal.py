@@ -4,6 +4,9 @@ The journal, ``predictions.partial.jsonl``, is JSON lines: what the run is, then
 An image is finished when its line is whole. ``predictions.json`` is made from the journal and replaced as a whole, so
 that a reader never meets half of it: after every image while that is cheap, in a long run so rarely that it takes a
 twentieth of the time. The end of a run makes it once more and removes the journal.
+
+What a later ``--resume`` must know stays with the results: in a COCO data set in ``info.run`` and the images'
+``source``, beside a plain results list in ``predictions.run.json``.
 """
 
 from __future__ import annotations
@@ -21,13 +24,15 @@ from instseg.infer.writers import WriteError, atomic, unwritable
 
 PREDICTIONS = "predictions.json"
 JOURNAL = "predictions.partial.jsonl"
+RUN = "predictions.run.json"  # beside a plain results list
 
 _SHARE = 20  # of the time that one making of predictions.json took passes before the next
 _SYNCED = 5.0  # seconds of work that a power failure may cost
 _IMAGE, _SOURCE, _ROWS = b'{"image": ', b', "source": ', b', "annotations": ['
 _BETWEEN = ",\t"  # rows of a line; a tab is no part of any JSON string
 
-Signature = list[int] | None  # bytes and modification time of an image's file
+# A digest of where an image is, bytes and modification time of its file; None for one that cannot be known again.
+Signature = list[Any] | None
 
 
 class Journal:
@@ -39,7 +44,7 @@ class Journal:
         categories: of the COCO data set; None for a plain list of results.
 
     Attributes:
-        done: the finished images: their names, with size and time of their files where they are known.
+        done: the finished images: their names, with their signatures.
         images: how many there are.
         annotations: rows in all.
     """
@@ -47,6 +52,7 @@ class Journal:
     def __init__(self, folder: Path, header: Mapping[str, Any], categories: list[dict[str, Any]] | None) -> None:
         self.path = folder / JOURNAL
         self.target = folder / PREDICTIONS
+        self.beside = folder / RUN
         self.header = header
         self.categories = categories
         self.done: dict[str, Signature] = {}
@@ -55,6 +61,7 @@ class Journal:
         self._made_at = self._cost = 0.0
         self._synced_at = time.monotonic()
         self._made = -1  # images in predictions.json as it is now
+        self._restored = False
         self._file: IO[bytes] | None = None
 
     def begin(self) -> None:
@@ -62,7 +69,7 @@ class Journal:
         check_new(self.path.parent)
         with _says_when_full(self.path):
             self._open("wb")
-            self._write(json.dumps({"run": self.header}).encode() + b"\n")
+            self._write_header()
 
     def resume(self) -> None:
         """Continues the run in the folder, if there is one, else starts.
@@ -72,27 +79,21 @@ class Journal:
         """
         if not self.path.exists() and self.target.exists():
             self._from_finished()
-        with suppress(FileNotFoundError), self.path.open("rb") as file:
-            begun = _header(file.readline())
-            if begun is not None:
-                self._check_same(begun)
-                end = file.tell()
-                for line in file:
-                    image = _parsed(line)
-                    if image is None:
-                        break  # the line that was being written; what would follow it is done again
-                    end += len(line)
-                    self._count(image)
-                file.close()
-                with _says_when_full(self.path):
-                    self._open("r+b")
-                    assert self._file is not None
-                    self._file.truncate(end)
-                    self._file.seek(end)
-                return
         with _says_when_full(self.path):
-            self._open("wb")
-            self._write(json.dumps({"run": self.header}).encode() + b"\n")
+            self._open("r+b" if self.path.exists() else "wb")
+        assert self._file is not None
+        end = self._count_lines()
+        with _says_when_full(self.path):
+            self._file.truncate(end)
+            self._file.seek(end)
+            if not end:
+                self._write_header()
+
+    def refuse(self) -> None:
+        """Leaves the folder as it was before :meth:`resume`."""
+        if self._restored:
+            self.discard()
+        self.close()
 
     def add(self, image: Mapping[str, Any], rows: list[dict[str, Any]], signature: Signature) -> None:
         """Appends a finished image. Raises WriteError when it cannot be written; the journal is as before then."""
@@ -135,6 +136,11 @@ class Journal:
     def finish(self) -> None:
         """The run is complete: ``predictions.json`` is whole and the journal goes."""
         self.make(durable=True)
+        if self.categories is None:
+            self._write_beside()
+        else:
+            with suppress(OSError):
+                self.beside.unlink(missing_ok=True)
         self.discard()
 
     def discard(self) -> None:
@@ -189,13 +195,42 @@ class Journal:
                 raise BlockingIOError
         except OSError:
             file.close()
-            raise DataError(
-                f"{self.path.parent}: another run writes its results here; wait for it, or choose another --out."
-            ) from None
+            raise _busy(self.path.parent) from None
         if mode == "wb":
             file.truncate(0)
             file.seek(0)
         self._file = file
+
+    def _write_header(self) -> None:
+        self._write(json.dumps({"run": self.header}).encode() + b"\n")
+
+    def _count_lines(self) -> int:
+        """Takes in what has been finished; returns where it ends, 0 where no run has begun."""
+        with self.path.open("rb") as file:
+            begun = _header(file.readline())
+            if begun is None:
+                return 0
+            self._check_same(begun)
+            end = file.tell()
+            for line in file:
+                image = _parsed(line)
+                if image is None:
+                    break  # the line that was being written; what would follow it is done again
+                end += len(line)
+                self._count(image)
+            return end
+
+    def _write_beside(self) -> None:
+        """What a plain results list cannot say: the run, and of each image its signature and its number of rows."""
+        with self.path.open("rb") as file, atomic(self.beside, "w", durable=True) as out:
+            file.readline()
+            head = {"run": self.header, "bytes": self.target.stat().st_size}
+            out.write(f'{_dumped(head)[:-1]},\n"images": [')
+            for number, line in enumerate(file):
+                content = json.loads(line)
+                row = {**content["image"], "source": content["source"], "annotations": len(content["annotations"])}
+                out.write((",\n" if number else "\n") + _dumped(row))
+            out.write("\n]}\n")
 
     def _write(self, line: bytes) -> None:
         assert self._file is not None
@@ -228,23 +263,27 @@ class Journal:
             for line in file:
                 split = line.index(_ROWS)  # inside of a string the quotes would be escaped
                 if not rows:
-                    yield line[len(_IMAGE) : line.rindex(_SOURCE, 0, split)]
+                    middle = line.rindex(_SOURCE, 0, split)
+                    image, source = line[len(_IMAGE) : middle], line[middle + len(_SOURCE) : split]
+                    yield image if source == b"null" else image[:-1] + _SOURCE + source + b"}"
                 elif text := line[split + len(_ROWS) : -len(b"]}\n")]:
                     yield text.replace(_BETWEEN.encode(), b",\n")
 
     def _check_same(self, begun: Mapping[str, Any]) -> None:
         for name in {**self.header, **begun}:
-            if begun.get(name) != self.header.get(name):
+            before, now = begun.get(name), self.header.get(name)
+            if before != now:
                 raise DataError(
-                    f"{self.path.parent}: the run to resume was begun with another {name} ({_said(begun.get(name))}, "
-                    f"now {_said(self.header.get(name))}); use the same, or choose another --out."
+                    f"{self.path.parent}: {_difference(name, before, now)}; use the same, or choose another --out."
                 )
 
     def _from_finished(self) -> None:
         """A journal of what a finished run wrote, for images that have come since."""
         with self.target.open("rb") as file:
-            first = file.readline()
-        begun = _header_of_results(first)
+            begun = _header_of_results(file.readline())
+        beside = None if begun is not None else _beside(self.beside)
+        if beside is not None:
+            begun = beside["run"]
         if begun is None:
             raise DataError(
                 f"{self.target}: results are here already, and not of a run that can be resumed; leave out --resume to "
@@ -254,20 +293,47 @@ class Journal:
         try:
             with atomic(self.path) as out:
                 out.write(json.dumps({"run": begun}).encode() + b"\n")
-                for image, rows in _read_results(self.target):
-                    out.write(_line(image, None, rows))
+                finished = _read_results(self.target) if beside is None else _read_list(self.target, beside)
+                for image, rows in finished:
+                    out.write(_line(image, image.pop("source", None), rows))
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{self.target}: has been changed since it was written; leave out --resume.") from None
+        self._restored = True
 
 
 def check_new(folder: Path) -> None:
     """Raises DataError when a folder holds an unfinished run, whose results a new one would replace."""
+    check_free(folder)
     count = unfinished(folder)
     if count:
         raise DataError(
             f"{folder}: holds an unfinished run of {count} images; continue it with --resume, choose another --out, or "
             f"remove {JOURNAL} to begin again."
         )
+
+
+def check_free(folder: Path) -> None:
+    """Raises DataError when another process writes its results into a folder."""
+    with suppress(FileNotFoundError, PermissionError), (folder / JOURNAL).open("rb") as file:
+        try:
+            _lock(file)
+        except BlockingIOError:
+            raise _busy(folder) from None
+
+
+def _busy(folder: Path) -> DataError:
+    return DataError(f"{folder}: another run writes its results here; wait for it, or choose another --out.")
+
+
+def _difference(name: str, before: object, now: object) -> str:
+    """How a run differs from the one that it would resume."""
+    if name == "annotations" and before is not None and now is not None:
+        return "the annotation file has changed since the run to resume was begun"
+    if name == "annotations":
+        return f"the run to resume was begun {'without' if before is None else 'with'} --annotations"
+    if name == "weights":
+        return "the run to resume was of other weights"
+    return f"the run to resume was begun with another {name} ({_said(before)}, now {_said(now)})"
 
 
 def unfinished(folder: Path) -> int:
@@ -328,6 +394,31 @@ def _read_results(path: Path) -> Iterator[tuple[dict[str, Any], list[dict[str, A
             yield image, rows
         if row is not None:
             raise ValueError("rows of no image")
+
+
+def _read_list(path: Path, beside: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """The images of a finished plain results list with their rows."""
+    if path.stat().st_size != beside["bytes"]:
+        raise ValueError("changed")
+    with path.open("rb") as file:
+        file.readline()
+        for image in beside["images"]:
+            rows = [_row(file) for _ in range(image.pop("annotations"))]
+            if None in rows:
+                raise ValueError("too few rows")
+            yield image, [row for row in rows if row is not None]
+        if _row(file) is not None:
+            raise ValueError("rows of no image")
+
+
+def _beside(path: Path) -> dict[str, Any] | None:
+    """What stands beside a plain results list; None where nothing usable does."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    usable = isinstance(content, dict) and {"run", "bytes", "images"} <= set(content)
+    return content if usable and isinstance(content["run"], dict) else None
 
 
 def _row(file: IO[bytes]) -> dict[str, Any] | None:

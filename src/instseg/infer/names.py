@@ -1,7 +1,7 @@
 """What images are called in results: names that tell them apart, also where case or Unicode form do not count."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 _LONGEST = 200  # bytes of a part of an output file's name; file systems take 255, suffixes included
@@ -32,6 +32,26 @@ def unique_stems(names: Sequence[str]) -> list[str]:
         for i in group:
             stems[i] = f"{stems[i]}_{PurePosixPath(names[i]).suffix[1:]}"
     return _numbered(stems)
+
+
+def clear_of(names: Sequence[str], stems: Sequence[str], taken: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Names and stems of images, numbered where they are those of others whose results are ``taken`` already."""
+    taken = list(taken)
+    bare = [str(PurePosixPath(name).with_suffix("")) for name in taken]
+    drawn = [*bare, *(f"{stem}_{PurePosixPath(name).suffix[1:]}" for stem, name in zip(bare, taken, strict=True))]
+    return _renamed(names, {key(name) for name in taken}), _renamed(stems, {key(_short(stem)) for stem in drawn})
+
+
+def _renamed(names: Sequence[str], taken: set[str]) -> list[str]:
+    known = taken | {key(name) for name in names}
+    out = []
+    for name in names:
+        path, unique, number = PurePosixPath(name), name, 2
+        while key(unique) in (taken if unique == name else known):
+            unique, number = str(path.with_name(f"{path.stem}-{number}{path.suffix}")), number + 1
+        known.add(key(unique))
+        out.append(unique)
+    return out
 
 
 def key(name: str) -> str:

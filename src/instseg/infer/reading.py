@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from instseg.infer.sources import Source
 
 AHEAD_BYTES = 256 << 20  # of decoded images that wait
 _MOST_THREADS = 4
-_PATIENCE = 5.0  # seconds for threads to finish the image that they are reading
+_PATIENCE = 2.0  # seconds for all threads together to finish the images that they are reading
 
 Read: TypeAlias = tuple[Source, Tensor | DataError]
 
@@ -113,8 +114,9 @@ class _Reader:
             self._stopped = True
             self._todo.clear()
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join(_PATIENCE)
+        end = time.monotonic() + _PATIENCE
+        for thread in self._threads:  # one that hangs in a network is left behind
+            thread.join(max(0.0, end - time.monotonic()))
 
     def _may_read(self) -> bool:
         """Whether there is room for one more; there always is for the one that the consumer waits for."""

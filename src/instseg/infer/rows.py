@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -168,8 +169,8 @@ def read_index(path: Path) -> tuple[list[dict[str, Any]], Categories]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         images = [dict(image) for image in content["images"]]
-        rows = sorted(content["categories"], key=lambda row: int(row["id"]))
-        categories = Categories(tuple(str(r["name"]) for r in rows), tuple(int(r["id"]) for r in rows))
+        numbered = [(whole(row["id"]), str(row["name"])) for row in content["categories"]]
+        wrong = next((i for i, (number, _) in enumerate(numbered) if number is None), None)
         bad = next((image for image in images if "id" not in image or "file_name" not in image), None)
     except OSError as error:
         raise DataError(f"{path}: annotation file cannot be read ({error.strerror}); check the path.") from None
@@ -177,7 +178,37 @@ def read_index(path: Path) -> tuple[list[dict[str, Any]], Categories]:
         raise DataError(f"{path}: not a COCO annotation file: it needs images and categories with ids.") from None
     if bad is not None:
         raise DataError(f"{path}: image {bad.get('id', '?')} has no id or file_name; correct the record.")
-    return images, categories
+    if wrong is not None:
+        found = json.dumps(content["categories"][wrong]["id"])[:60]
+        raise DataError(f"{path}: category {wrong + 1} has the id {found}, not a whole number; correct the record.")
+    rows = sorted((number, name) for number, name in numbered if number is not None)
+    return [_checked(image, i, path) for i, image in enumerate(images, 1)], Categories(
+        tuple(name for _, name in rows), tuple(number for number, _ in rows)
+    )
+
+
+def whole(value: object) -> int | None:
+    """A whole number that JSON holds as such, as 7.0 or as "7"; None for anything else."""
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", value):
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _checked(image: dict[str, Any], number: int, path: Path) -> dict[str, Any]:
+    """The record of an image with a whole id and, where it has one, a whole size."""
+    identity = whole(image["id"])
+    if identity is None:
+        found = json.dumps(image["id"])[:60]
+        raise DataError(
+            f"{path}: image {number} ({image['file_name']}) has the id {found}, not a whole number; correct the record."
+        )
+    if not isinstance(image["file_name"], str):
+        found = json.dumps(image["file_name"])[:60]
+        raise DataError(f"{path}: image {number} has the file_name {found}, not a text; correct the record.")
+    size = {name: whole(image[name]) for name in ("height", "width") if name in image}
+    return {**image, "id": identity, **size}
 
 
 class ImageIndex:

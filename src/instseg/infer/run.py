@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +17,9 @@ from torch import Tensor
 from instseg.core.errors import DataError
 from instseg.core.instances import Instances
 from instseg.data.images import ImageRule
-from instseg.infer.journal import JOURNAL, PREDICTIONS, Journal, Signature, check_new, unfinished
+from instseg.infer.journal import JOURNAL, PREDICTIONS, Journal, Signature, check_free, check_new, unfinished
 from instseg.infer.model import InstanceModel, require_weights
+from instseg.infer.names import clear_of
 from instseg.infer.output import check_no_source, claimed, clear_pictures, picture_paths
 from instseg.infer.predict import check_counts, predict_images
 from instseg.infer.prediction import label_image
@@ -77,6 +78,8 @@ class PredictSummary:
             lines.append(f"left out, because instseg wrote them: {count} pictures, the first is {first}")
         if self.resumed:
             lines.append(f"resumed: {self.resumed} images were finished before")
+            if self.resumed == self.images and not self.failed:
+                lines.append(f"all {self.images} images are done")
         return lines
 
     def raise_on_failures(self) -> None:
@@ -167,8 +170,7 @@ def predict_sources(
     asked, stop = (_unfinished_folder() if resume and out is None else out), Stop()
     with stop.handled(), claimed(asked, "predict", subfolders) as folder:
         check_no_source(found.sources, folder, overlays, labels)
-        if not resume:
-            check_new(folder)
+        (check_free if resume else check_new)(folder)
         ready = cast(InstanceModel, model) if isinstance(model, torch.nn.Module) else model()
         require_weights(ready)
         summary = PredictSummary(folder, len(found.sources), written=found.written)
@@ -196,7 +198,11 @@ def _run(
                 journal.resume()
             else:
                 journal.begin()
-        rest = _not_done(sources, journal)
+        try:
+            rest = _not_done(sources, journal)
+        except DataError:
+            journal.refuse()
+            raise
         summary.resumed = journal.images
         try:
             _Run(model, rows, options, summary, journal, stop).predict(rest, len(sources))
@@ -307,35 +313,60 @@ def _rule(model: InstanceModel, rows: CocoRows | ResultRows, sources: Sequence[S
 
 
 def _not_done(sources: list[Source], journal: Journal) -> list[Source]:
-    """The images that are still to be predicted. Raises DataError when the journal is of other images."""
+    """The images that are still to be predicted, called so that their results replace no others. Raises DataError when
+    the journal is of other images."""
     if not journal.done:
         return sources
-    known = {source.name: source for source in sources}
-    gone = [name for name in journal.done if name not in known]
-    if len(gone) == len(journal.done):
+    signatures = [_signature(source) for source in sources]
+    unknown = {source.name for source, signature in zip(sources, signatures, strict=True) if signature is None}
+    before = {name: _place(signature) for name, signature in journal.done.items()}
+    now = {_place(signature): signature for signature in signatures if signature is not None}
+    gone = [name for name, place in before.items() if (name not in unknown if place is None else place not in now)]
+    if len(gone) == len(before):
         raise DataError(
             f"{journal.path.parent}: the run to resume was of other images (the first is {gone[0]}); name the same "
             "sources, or choose another --out."
         )
     if gone:
         text = f"results of images that are no longer there are kept: {len(gone)}, the first is {gone[0]}"
-        warnings.warn(text, stacklevel=2)
-    journal.forget(
-        name
-        for name, before in journal.done.items()
-        if before is not None and name in known and (now := _signature(known[name])) is not None and now != before
-    )
-    return [source for source in sources if source.name not in journal.done]
+        warnings.warn(text, stacklevel=3)
+    changed = [name for name, place in before.items() if place in now and _differs(journal.done[name], now[place])]
+    if changed:
+        text = "finished images are predicted again because their files have changed"
+        warnings.warn(f"{text}: {len(changed)}, the first is {changed[0]}", stacklevel=3)
+    journal.forget([*changed, *(name for name, place in before.items() if place is None and name in unknown)])
+    done = {place for name in journal.done if (place := before[name]) is not None}
+    called = {_place(signature): source.name for source, signature in zip(sources, signatures, strict=True)}
+    rest = [source for source, signature in zip(sources, signatures, strict=True) if _place(signature) not in done]
+    others = [name for name in journal.done if called.get(before[name]) != name]
+    names, stems = clear_of([source.name for source in rest], [source.stem for source in rest], others)
+    return [replace(s, name=name, stem=stem) for s, name, stem in zip(rest, names, stems, strict=True)]
 
 
 def _signature(source: Source) -> Signature:
-    if source.path is None:
+    """Where an image is, as a digest that tells nobody else, and size and time of its file; None for standard input,
+    which holds another image each time."""
+    if source.path is not None:
+        where = os.fsencode(source.path.resolve())
+    elif source.address is not None:
+        where = source.address.encode("utf-8", "surrogateescape")
+    else:
         return None
-    try:
-        stat = os.stat(source.path)
-    except OSError:
-        return None
-    return [stat.st_size, stat.st_mtime_ns]
+    place = hashlib.blake2b(where, digest_size=8).hexdigest()
+    with suppress(OSError):
+        if source.path is not None:
+            stat = os.stat(source.path)
+            return [place, stat.st_size, stat.st_mtime_ns]
+    return [place, None, None]
+
+
+def _place(signature: Signature) -> str | None:
+    known = isinstance(signature, list) and len(signature) == 3 and isinstance(signature[0], str)
+    return signature[0] if signature is not None and known else None
+
+
+def _differs(before: Signature, now: list[Any]) -> bool:
+    return now[1] is not None and before != now
 
 
 def _header(model: InstanceModel, options: _Options) -> dict[str, Any]:

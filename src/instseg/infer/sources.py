@@ -43,6 +43,7 @@ class Source:
             called.
         read: reads the image by a rule, (3, H, W) uint8 RGB; raises DataError with one line when it cannot.
         path: where the image lies, None when it is not a file.
+        address: its http(s) address, if it has one.
         rule: how files become pixels, where :meth:`load` is not given another rule.
         threaded: whether another thread may read it.
     """
@@ -53,6 +54,7 @@ class Source:
     path: Path | None = None
     rule: ImageRule = field(default_factory=ImageRule)
     threaded: bool = False
+    address: str | None = None
 
     def load(self, rule: ImageRule | None = None) -> Tensor:
         """The image, (3, H, W) uint8 RGB. Raises DataError with one line when it cannot be read."""
@@ -78,6 +80,7 @@ class _Entry:
     read: Callable[[ImageRule], Tensor]
     path: Path | None = None
     threaded: bool = False
+    address: str | None = None
 
 
 def expand(sources: ImageLike | Iterable[ImageLike], rule: ImageRule | None = None) -> list[Source]:
@@ -130,7 +133,7 @@ def find(
     names = unique_names([entry.name for entry in entries], paths)
     rule = rule or ImageRule()
     out = [
-        Source(name, stem, entry.read, entry.path, rule, entry.threaded)
+        Source(name, stem, entry.read, entry.path, rule, entry.threaded, entry.address)
         for name, stem, entry in zip(names, unique_stems(names), entries, strict=True)
     ]
     return Found(out, list(dict.fromkeys(written)))
@@ -179,7 +182,7 @@ def _expand_one(source: Any, number: int, written: list[Path]) -> list[_Entry]:
     if text == "-":
         return [_Entry("stdin", _read_stdin)]
     if isinstance(text, str) and _URL.match(text):
-        return [_Entry(_url_name(text), partial(_read_url, text), threaded=True)]
+        return [_Entry(_url_name(text), partial(_read_url, text), threaded=True, address=text)]
     path = _as_path(source)
     try:
         if path.is_dir():

@@ -87,6 +87,39 @@ def test_what_is_marked_is_an_object_only_where_coco_would_not_mark_it(
     assert ("crowd=ignore" if taken else "crowd=object") in lines[0]
 
 
+def boxed(folder: Path, side: float) -> Path:
+    """The same set with boxes: objects of 6 pixels, crowds of ``side``."""
+    file = folder / "annotations" / "train.json"
+    content = json.loads(file.read_text())
+    for entry in content["annotations"]:
+        entry["bbox"] = [0, 0, side, side] if entry["iscrowd"] else [0, 0, 6, 6]
+    file.write_text(json.dumps(content))
+    return folder
+
+
+def test_a_filter_that_breaks_a_rule_for_a_few_does_not_make_objects_of_crowds(tmp_path: Path) -> None:
+    crowds = [(image, 1) for image in range(1, 7)]
+    objects = [(image, 1) for image in range(1, 6) for _ in range(12)] + [(6, 1)] * 3
+    folder = boxed(write(tmp_path, objects, crowds, 100, 4, "train"), 60)
+    with pytest.warns(UserWarning, match="left out: crowds"):
+        assert len(open_dataset(folder).objects()[0]) == len(objects)
+    with pytest.warns(UserWarning, match="taken as objects"):  # as large as objects are
+        assert len(open_dataset(boxed(folder, 7)).objects()[0]) == len(objects) + 6
+
+
+def test_ids_beyond_cocos_and_ids_that_objects_share_prove_nothing(tmp_path: Path) -> None:
+    folder = write(tmp_path, MANY, [(1, 1), (1, 1)], 1_732_540_000_000, 4, "train")
+    with pytest.warns(UserWarning, match="2 annotations marked iscrowd are taken as objects"):
+        open_dataset(folder)
+    file = folder / "annotations" / "train.json"
+    content = json.loads(file.read_text())
+    for number, entry in enumerate(content["annotations"]):
+        entry["id"] = COCO_ID + number
+    file.write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match="2 annotations marked iscrowd are taken as objects"):
+        open_dataset(folder)
+
+
 @pytest.mark.parametrize(("crowd", "objects"), [("ignore", 40), ("object", 42)])
 def test_the_user_decides(tmp_path: Path, crowd: Crowd, objects: int, recwarn: pytest.WarningsRecorder) -> None:
     folder = write(tmp_path, MANY, [(1, 1), (1, 2)], 100, 0, "train")
@@ -122,7 +155,21 @@ def test_the_check_counts_crowds_by_split_and_class(tmp_path: Path) -> None:
     assert "warning [crowd]" in auto.text()
 
 
-@pytest.mark.parametrize(("value", "crowd"), [("1", 1), ("0", 0), (1.0, 1), (True, 1), (None, 0), ("false", 0)])
+@pytest.mark.parametrize(
+    ("value", "crowd"),
+    [
+        ("1", 1),
+        ("0", 0),
+        (1.0, 1),
+        (True, 1),
+        (None, 0),
+        ("false", 0),
+        (float("nan"), 0),
+        ("NaN", 0),
+        ("None", 0),
+        ("N", 0),
+    ],
+)
 def test_iscrowd_is_read_however_it_is_written(folder: Any, value: Any, crowd: int) -> None:
     folder.annotate(iscrowd=value)
     dataset = open_dataset(folder.save(), crowd="ignore")

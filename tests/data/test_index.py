@@ -168,6 +168,14 @@ def test_subsets_and_classes_are_views_of_the_same_records(folder: Any) -> None:
         open_dataset(folder.path, classes=["dog", "dog"])
 
 
+def test_classes_of_one_name_are_selected_together(folder: Any) -> None:
+    folder.content["categories"] = [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}, {"id": 3, "name": "b"}]
+    folder.annotate(category_id=2)
+    folder.annotate(category_id=3)
+    opened = open_dataset(folder.save(), classes=["a", "b"])
+    assert opened[0].labels.tolist() == [0, 0, 1]
+
+
 def test_the_fingerprint_follows_the_annotations_and_not_the_place(folder: Any, tmp_path: Path) -> None:
     before = open_dataset(folder.path).fingerprint()
     shutil.copytree(folder.path, tmp_path / "moved" / "cells")

@@ -47,6 +47,7 @@ KINDS = {
     "no_mask": "an annotation without a mask",
     "double": "an annotation that stands twice: same image, class and mask",
     "polygon_points": "a polygon with fewer than three points, or of something else than numbers",
+    "few_points": "a part of a polygon with fewer than three points, left out alone",
     "polygon_nan": "a polygon with a coordinate that is NaN or infinite",
     "polygon_outside": "a polygon that leaves the image",
     "rle_size": "an RLE of another size than its image",

@@ -126,7 +126,9 @@ class InstanceDataset(Dataset[Sample]):
         Raises:
             DataError: a class that the data set does not have, or one that is named twice.
         """
-        known = {name: label for label, name in reversed(list(enumerate(self.categories.names)))}
+        known: dict[str, list[int]] = {}
+        for label, name in enumerate(self.categories.names):
+            known.setdefault(name, []).append(label)
         for name in names:
             if name not in known:
                 have = ", ".join(self.categories.names[:20]) + (", ..." if len(self.categories) > 20 else "")
@@ -135,8 +137,8 @@ class InstanceDataset(Dataset[Sample]):
             raise DataError(f"{self.name}: classes={list(names)} must name at least one class, and each once.")
         labels = np.full(len(self.categories), -1, dtype=np.int64)
         for label, name in enumerate(names):
-            labels[known[name]] = label
-        categories = Categories(tuple(names), tuple(self.categories.ids[known[name]] for name in names))
+            labels[known[name]] = label  # all classes of that name
+        categories = Categories(tuple(names), tuple(self.categories.ids[known[name][0]] for name in names))
         everything = np.arange(len(self), dtype=np.int64)
         return self._with(ChosenRecords(self._table, everything, labels), categories, self.transform)
 
@@ -295,7 +297,8 @@ def open_dataset(
     index = read_index(located.annotations)
     if split == "train" and len(index) and not len(index.labels) and not index.problems.number("error"):
         raise DataError(f"{index.file}: no image has an object to train on{why_empty(index)}.")
-    records, problems, rule = open_records(index, located, crowd, siblings_of(data_path(data), split))
+    siblings = siblings_of(data_path(data), split) if crowd == "auto" and index.crowd.any() else []
+    records, problems, rule = open_records(index, located, crowd, siblings)
     _raise_or_warn(problems, on_error)
     if not len(records):
         raise DataError(f"{index.file}: holds no usable image; look at it with `instseg data check`.")

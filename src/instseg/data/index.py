@@ -240,7 +240,8 @@ def _annotations(
         if found.cut:
             say("polygon_outside", "warning", "polygon reaches over the image's border; it is cut there.")
         if found.lost:
-            say("polygon_points", "warning", f"{found.lost} parts of fewer than three points are left out.")
+            parts = "a part" if found.lost == 1 else f"{found.lost} parts"
+            say("few_points", "left_out", f"{parts} of fewer than three points; the rest is used.")
         kept.append((i, found.rle))
     codes = [code for _, code in kept]
     if not codes:

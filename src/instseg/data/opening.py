@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from instseg.core.errors import DataError
 from instseg.data.formats.files import Found, ImageFinder
-from instseg.data.formats.layout import Located
+from instseg.data.formats.layout import SPLIT_WORDS, Located
 from instseg.data.images import ImageRule, find_full_scale, image_size
 from instseg.data.index import Index, Pictures, image_name
 from instseg.data.records import Problem, Report, Severity
@@ -43,7 +43,8 @@ def open_pictures(index: Index, located: Located, report: Report) -> Opened:
     they concern is marked as not usable.
     """
     opener = _Opener(index, report)
-    finder = ImageFinder(located.root, located.annotations.parent, located.folders)
+    others = [word for split, words in SPLIT_WORDS.items() if located.split not in (None, split) for word in words]
+    finder = ImageFinder(located.root, located.annotations.parent, located.folders, others)
     paths = opener.paths(finder.find_all(index.file_names), located)
     headers = opener.headers(paths)
     exif = _fits_shown(index, headers)
@@ -72,8 +73,10 @@ class _Opener:
         if len(missing) == len(found) > 1:
             message = (
                 f'none of its {len(found)} images is here: the first is "{self.index.file_names[0]}", '
-                f"{found[0].reason}. Copy the images into {located.root / 'images'}."
+                f"{found[0].reason}."
             )
+            if "files fit" not in found[0].reason:
+                message += f" Copy the images into {located.root / 'images'}."
             self.report(Problem("missing_image", "error", str(self.index.file), "", message))
         else:
             for i in missing:

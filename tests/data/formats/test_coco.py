@@ -120,6 +120,26 @@ def test_negative_and_huge_ids_are_kept(folder: Any, ids: tuple[int, int]) -> No
     assert [a["category_id"] for a in truth["annotations"]] == [-1, -1]
 
 
+def test_text_ids_that_differ_are_two_ids(folder: Any) -> None:
+    for old, new in ((1, "1"), (2, "01")):
+        for entry in folder.content["annotations"]:
+            entry["image_id"] = new if entry["image_id"] == old else entry["image_id"]
+        folder.content["images"][old - 1]["id"] = new
+    assert [len(open_dataset(folder.save())[i].labels) for i in range(2)] == [1, 1]
+
+
+def test_a_category_that_stands_twice_alike_is_one(folder: Any) -> None:
+    folder.content["categories"] *= 2
+    assert open_dataset(folder.save()).categories.names == ("cell",)
+
+
+def test_a_lost_part_is_counted_and_the_rest_is_used(folder: Any) -> None:
+    folder.annotate(segmentation=[[20, 20, 30, 20, 30, 25, 20, 25], [1, 1, 2, 2]], bbox=None)
+    with pytest.warns(UserWarning, match="left out 1 annotation: 1 with a part of fewer than three points"):
+        dataset = open_dataset(folder.save())
+    assert dataset[0].masks[1].sum() == 50
+
+
 def test_a_picture_named_by_address_alone_is_found(folder: Any) -> None:
     for image in folder.content["images"]:
         image["coco_url"] = f"http://images.cocodataset.org/images/{image.pop('file_name')}"

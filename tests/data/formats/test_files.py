@@ -83,6 +83,43 @@ def test_a_plain_name_missing_beside_the_others_is_not_taken_from_another_split(
     assert find(tmp_path, "1.png", "2.png", folders=("images/train",)) == ["images/train/1.png", None]
 
 
+def test_a_folder_that_was_not_copied_is_missing_where_its_siblings_are_here(tmp_path: Path) -> None:
+    touch(tmp_path, "siteB/1.png", "siteB/2.png")
+    names = ("siteA/1.png", "siteB/1.png", "siteB/2.png", "/elsewhere/cam/1.png")
+    assert find(tmp_path, *names, folders=(".",)) == [None, "siteB/1.png", "siteB/2.png", None]
+
+
+def test_two_records_never_get_one_file_by_search(tmp_path: Path) -> None:
+    touch(tmp_path, "pictures/1.png")
+    assert find(tmp_path, "/a/cam3/1.png", "/b/cam4/1.png", folders=(".",)) == ["pictures/1.png", None]
+
+
+def test_pictures_of_another_split_are_not_taken(tmp_path: Path) -> None:
+    touch(tmp_path, "images/train/1.png", "train2017/2.png")
+    finder = ImageFinder(tmp_path, tmp_path, [tmp_path / "images", tmp_path], others=("train", "training"))
+    assert [found.path for found in finder.find_all(["1.png", "valid/2.png"])] == [None, None]
+    assert finder.find_all(["train2017/2.png"])[0].path == tmp_path / "train2017" / "2.png"
+
+
+def test_a_plain_name_is_not_taken_from_below_where_the_others_lie(tmp_path: Path) -> None:
+    touch(tmp_path, "images/1.png", "images/thumbs/1.png", "images/thumbs/2.png", "2.png")
+    assert find(tmp_path, "1.png", "2.png") == ["images/1.png", None]
+
+
+def test_the_data_sets_own_folder_is_a_folder_that_is_here(tmp_path: Path) -> None:
+    touch(tmp_path, "train/1.png", "train/backup/2.png")
+    root = tmp_path / "train"
+    found = ImageFinder(root, root, [root]).find_all(["train/1.png", "train/2.png"])
+    assert [result.path for result in found] == [root / "1.png", None]
+
+
+def test_a_file_behind_two_links_is_one(tmp_path: Path) -> None:
+    touch(tmp_path, "pics/a.PNG")
+    (tmp_path / "current").symlink_to(tmp_path / "pics")
+    (tmp_path / "self").symlink_to(tmp_path)
+    assert len([path for path in find(tmp_path, "a.png", folders=(".",)) if path]) == 1
+
+
 def test_plain_names_are_found_in_folders_of_folders(tmp_path: Path) -> None:
     touch(tmp_path, "images/cats/1.png", "images/dogs/2.png")
     assert find(tmp_path, "1.png", "2.png") == ["images/cats/1.png", "images/dogs/2.png"]

@@ -67,10 +67,40 @@ def test_predictions_of_an_earlier_run_are_not_the_annotations(folder: Any, tmp_
     assert len(open_dataset(root).objects()[0]) == 2
 
 
+def test_predictions_in_a_folder_called_val_are_not_a_split(folder: Any, tmp_path: Path) -> None:
+    root = move(folder, tmp_path / "set", "train.json", "images")
+    content = {"info": {"description": "instseg predictions"}, **json.loads((root / "train.json").read_text())}
+    (root / "val").mkdir()
+    (root / "val" / "predictions.json").write_text(json.dumps(content))
+    assert splits(root) == ("train",)
+
+
+def test_a_file_without_a_split_is_what_is_trained_on_also_beside_one_with(folder: Any, tmp_path: Path) -> None:
+    root = move(folder, tmp_path / "dev", "annotations.json", "images")
+    assert splits(root) == ("train",)
+    shutil.copy(root / "annotations.json", root / "test.json")
+    assert splits(root) == ("train", "test")
+    assert len(open_dataset(root)) == 2
+
+
+def test_a_json_beside_the_caller_is_found_with_its_pictures(
+    folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.json.parent)
+    assert len(open_dataset("train.json")) == 2
+
+
+def test_two_data_sets_in_one_folder_are_not_mixed(folder: Any, tmp_path: Path) -> None:
+    root = move(folder, tmp_path / "all", "a/annotations/instances_default.json", "a/images")
+    move(folder, root, "b/deeper/annotations/instances_default.json", "b/deeper/images")
+    with pytest.raises(DataError, match="2 annotation files fit"):
+        open_dataset(root)
+
+
 def test_one_json_a_picture_does_not_hide_the_data_set(folder: Any, tmp_path: Path) -> None:
-    root = move(folder, tmp_path / "set", "coco.json", "pictures")
+    root = move(folder, tmp_path / "set", "pictures/annotations.json", "pictures")
     for number in range(100):
-        (root / "pictures" / f"{number}.json").write_text('{"shapes": [], "imagePath": "1.png"}')
+        (root / "pictures" / f"IMG_{number}.json").write_text('{"shapes": [], "imagePath": "1.png"}')
     assert len(open_dataset(root)) == 2
 
 

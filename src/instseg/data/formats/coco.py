@@ -66,7 +66,9 @@ def key_of(value: Any) -> int | str | None:
         return int(value) if value.is_integer() else None
     if isinstance(value, str) and value.strip():
         text = value.strip()
-        return int(text) if text.removeprefix("-").isdecimal() and text.isascii() else text
+        whole = text.removesuffix(".0")
+        plain = whole.removeprefix("-").isdecimal() and whole.isascii() and len(whole) < 4000
+        return int(whole) if plain and str(int(whole)) == whole else text  # "01" and "1" are two
     return None
 
 
@@ -129,6 +131,8 @@ class _Builder:
             if key is None or not isinstance(entry.get("name"), str | int | float):
                 self.fail('has a category without an "id" and a "name"; correct it.')
             name = whole_text(str(entry["name"]))
+            if names.get(key) == name:
+                continue  # merged files repeat their categories
             if key in names:
                 message = f'category id {key} occurs twice ("{names[key]}" and "{name}").'
                 self.note("duplicate_category", "error", f"category {key}", message)
@@ -380,8 +384,9 @@ def _not_classes(names: dict[int | str, str], parents: dict[int | str, Any], tex
 
 def _file_name(entry: dict[str, Any]) -> str | None:
     for field in ("file_name", "filename", "path", "name"):
-        if isinstance(entry.get(field), str) and entry[field].strip():
-            return str(entry[field])
+        value = entry.get(field)
+        if isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip():
+            return str(value)
     for field in ("coco_url", "url"):  # LVIS
         if isinstance(entry.get(field), str) and "/" in entry[field]:
             return "/".join(PurePosixPath(urlsplit(entry[field]).path).parts[-2:]).lstrip("/")
@@ -397,7 +402,9 @@ def _side(value: Any) -> int | None:
 
 
 def _truth(value: Any) -> bool:
-    return value.strip().casefold() not in ("", "0", "0.0", "false", "no") if isinstance(value, str) else bool(value)
+    if isinstance(value, str):
+        return value.strip().casefold() in ("1", "1.0", "true", "yes", "y", "t")
+    return value == value and bool(value)  # NaN, from a table, is not a mark
 
 
 def _key_or_text(value: Any) -> int | str:

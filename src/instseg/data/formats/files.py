@@ -1,9 +1,10 @@
 """Where the pictures of an annotation file lie: by the path that a record gives, however its tool wrote it."""
 
 import os
+import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,29 +40,42 @@ class ImageFinder:
     folder which is there is not taken from another one.
     """
 
-    def __init__(self, root: Path, here: Path, folders: Sequence[Path]) -> None:
+    def __init__(self, root: Path, here: Path, folders: Sequence[Path], others: Collection[str] = ()) -> None:
         """
         Args:
             root: nothing is taken from above it, unless a record's own path says so.
             here: the annotation file's folder.
             folders: where pictures may lie, the likeliest first.
+            others: words for the other splits: pictures in folders of such a name belong to them.
         """
         self.root, self.here = root, here
+        self.others = frozenset(others)
         self.folders = list(dict.fromkeys(folders))
         self._listed: dict[Path, frozenset[str]] = {}
         self._serving: Path | None = None
+        self._as_named = False
 
     def find_all(self, names: Sequence[str]) -> list[Found]:
         """A file for each of ``names``."""
         parts = [_parts(name) for name in names]
         self._order_folders(parts)
-        found: list[Found] = []
-        for name, steps in zip(names, parts, strict=True):
-            path = self._as_written(name) or self._below(steps)
-            if path is None and unquote(name) != name:
-                path = self._below(_parts(unquote(name)))
-            found.append(Found(path) if path is not None else self._search(name, steps))
+        written = [self._written(name, steps) for name, steps in zip(names, parts, strict=True)]
+        # Where some lie in the folders that their records name, the others are missing, not elsewhere.
+        self._as_named = any(path is not None and len(steps) > 1 for path, steps in zip(written, parts, strict=True))
+        taken = {path for path in written if path is not None}
+        found = []
+        for name, steps, path in zip(names, parts, written, strict=True):
+            searched = Found(path) if path is not None else self._search(name, steps)
+            if path is None and searched.path in taken:
+                searched = Found(None, f"{self._where(name)}; {searched.path} is the file of another record")
+            elif searched.path is not None:
+                taken.add(searched.path)
+            found.append(searched)
         return found
+
+    def _written(self, name: str, steps: tuple[str, ...]) -> Path | None:
+        path = self._as_written(name) or self._below(steps)
+        return self._below(_parts(unquote(name))) if path is None and unquote(name) != name else path
 
     def _order_folders(self, names: Sequence[tuple[str, ...]]) -> None:
         """The folder that holds the most of the pictures comes first."""
@@ -88,7 +102,8 @@ class ImageFinder:
         """The path as it is written, from a likely folder."""
         if not steps or ".." in steps:
             return None
-        for folder in self.folders:
+        serving = [self._serving] if self._serving is not None and len(steps) == 1 else self.folders
+        for folder in serving:
             if self._holds(folder, steps):
                 return folder.joinpath(*steps)
         if len(steps) > 1:
@@ -115,30 +130,35 @@ class ImageFinder:
         return names
 
     def _search(self, name: str, steps: tuple[str, ...]) -> Found:
-        """The one file in the whole data set that fits the end of the path."""
+        """The one file in the whole data set that fits the end of the path. A path is shortened only if it leads out of
+        the data set, or where no record's folder is here."""
+        out = ".." in steps or Path(name).is_absolute() or name[1:2] == ":" or name.lower().startswith(_URLS)
         steps = tuple(step for step in steps if step not in ("..", "."))
         for tail in dict.fromkeys((steps, _parts(unquote("/".join(steps))))):
-            for start in range(len(tail)):
-                fitting = self._tree.fitting(tail[start:])
-                if start + 1 == len(tail):
-                    fitting = [path for path in fitting if self._may_serve(path)]
+            for start in range(len(tail) if out or not self._as_named else 1):
+                fitting = [path for path in self._tree.fitting(tail[start:]) if self._may_serve(path, tail[start:])]
                 if len(fitting) == 1:
                     return Found(fitting[0])
                 if fitting:
                     shown = ", ".join(str(path) for path in fitting[:3])
                     return Found(None, f"{len(fitting)} files fit ({shown}{', ...' if len(fitting) > 3 else ''})")
                 # The folder is here and the file is not in it: one of the same name elsewhere is another picture.
-                if start + 1 < len(tail) and self._tree.has_folder(tail[start:-1]):
+                if start + 1 < len(tail) and self._is_here(tail[start:-1]):
                     break
-        return Found(None, self._where(name, steps))
+        return Found(None, self._where(name))
 
-    def _may_serve(self, path: Path) -> bool:
-        """Whether a plain name may be taken from here."""
-        if self._serving is None or path.parent == self._serving:
-            return True
-        return self._serving not in (self.root, self.here) and self._serving in path.parents
+    def _is_here(self, folders: tuple[str, ...]) -> bool:
+        return self._tree.has_folder(folders) or _plain(folders[-1]) == _plain(self.root.name)
 
-    def _where(self, name: str, steps: tuple[str, ...]) -> str:
+    def _may_serve(self, path: Path, tail: tuple[str, ...]) -> bool:
+        """Whether a file may be taken for a record whose path ends in ``tail``: not from a folder of another split, and
+        for a plain name only from where the other pictures of its annotation file lie."""
+        inside = path.relative_to(self.root).parts[: -len(tail)]
+        if any(re.sub(r"[\d_\-. ]+$", "", step.lower()) in self.others for step in inside):
+            return False
+        return len(tail) > 1 or self._serving is None or path.parent == self._serving
+
+    def _where(self, name: str) -> str:
         looked = ", ".join(str(folder) for folder in self.folders[:4]) or str(self.root)
         plain = name.replace("\\", "/")
         if plain[1:2] == ":" or ".." in _parts(name) or Path(plain).is_absolute():
@@ -172,7 +192,9 @@ class _Tree:
         wanted = tuple(_plain(step) for step in tail)
         found = [path for path in found if tuple(_plain(step) for step in path.parts[-len(tail) :]) == wanted]
         exact = [path for path in found if path.parts[-len(tail) :] == tail]
-        return exact if len(exact) == 1 else found
+        if len(exact) == 1:
+            return exact
+        return list({os.path.realpath(path): path for path in reversed(found)}.values())[::-1]
 
     def has_folder(self, steps: tuple[str, ...]) -> bool:
         return tuple(_plain(step) for step in steps) in self.folders
@@ -181,10 +203,16 @@ class _Tree:
 def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """Folders below ``root`` and the files in them; hidden ones left out."""
     seen = 0
+    entered: set[str] = set()
     base = len(root.parts)
     for folder, folders, names in os.walk(root, followlinks=True):
         path = Path(folder)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        real = os.path.realpath(folder)
+        if real in entered:  # a link in a circle
+            folders.clear()
+            continue
+        entered.add(real)
         if len(path.parts) - base >= _DEPTH:
             folders.clear()
         seen += len(names)
@@ -205,11 +233,3 @@ def _parts(name: str) -> tuple[str, ...]:
 
 def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
-
-
-def pictures_in(root: Path) -> Iterable[Path]:
-    """Every picture below a folder."""
-    for folder, names in _walk(root):
-        for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                yield folder / name

@@ -18,6 +18,7 @@ SPLIT_WORDS = {
 }
 # Folders of annotation files; their pictures lie beside such a folder.
 _ANNOTATION_FOLDERS = re.compile(r"^(annotations?|anns?|labels?|jsons?)$", re.IGNORECASE)
+_TELLING = re.compile(r"coco|annotation|instances|labels|result|dataset|output", re.IGNORECASE)
 _PICTURE_FOLDERS = ("images", "image", "imgs", "img", "data", "JPEGImages", "pictures", "photos")
 _ACCEPTED = 'give a folder, a COCO .json, a data .yaml, "shapes" or "nuclei-mini"'
 _YAML_FIELDS = ("root", "train", "val", "test", "images", "train_images", "val_images", "test_images")
@@ -38,12 +39,14 @@ class Located:
         folders: where its images may lie, the likeliest first.
         name: of the data set, for people.
         root: the folder of the data set: no image is taken from above it.
+        split: which the file's name or folder says it is; None where they say nothing.
     """
 
     annotations: Path
     folders: tuple[Path, ...]
     name: str
     root: Path
+    split: str | None = None
 
 
 def locate(data: Path, split: str) -> Located:
@@ -63,8 +66,11 @@ def locate(data: Path, split: str) -> Located:
     if data.suffix.lower() in (".yaml", ".yml"):
         return _from_yaml(data, split)
     if data.suffix.lower() == ".json":
+        if data.parent == Path("."):
+            data = Path.cwd() / data  # whose folder above has a name then
         root = _root_of(data)
-        return Located(data, _image_folders(data, root), data.parent.name if _of_words(data.stem) else data.stem, root)
+        name = data.parent.name if _of_words(data.stem) else data.stem
+        return Located(data, _image_folders(data, root), name, root, _of_words(data.stem))
     if data.suffix.lower() in _ARCHIVES:
         raise DataError(f"{data}: is an archive; unpack it and give the folder.")
     raise DataError(f"{data}: not a data set; {_ACCEPTED}.")
@@ -89,8 +95,11 @@ def _in_folder(folder: Path, split: str) -> Located:
     for name, words in SPLIT_WORDS.items():
         split = name if split.lower() in words else split
     files = found.get(split, [])
+    if not files and set(found) == {"train"} and _of_words(folder.resolve().name) == split:
+        files = found["train"]  # a split's own folder was given
     if len(files) == 1:
-        return Located(files[0], _image_folders(files[0], folder), folder.resolve().name, folder)
+        named = _split_of(files[0], folder)
+        return Located(files[0], _image_folders(files[0], folder), folder.resolve().name, folder, named)
     if files:
         shown = ", ".join(str(file.relative_to(folder)) for file in files[:5])
         raise DataError(
@@ -116,8 +125,10 @@ def _in_folder(folder: Path, split: str) -> Located:
 def _recognized(folder: Path) -> dict[str, list[Path]]:
     """The annotation files of each split; more than one where none of them is likelier than the others."""
     ranked: dict[str, list[tuple[tuple[int, ...], Path]]] = {}
-    for file in _json_files(folder):
-        kind = _looks_like(file)
+    looked = [(file, _looks_like(file)) for file in _json_files(folder)]
+    if any(kind not in (None, "predictions") for _, kind in looked):
+        looked = [(file, kind) for file, kind in looked if kind != "predictions"]
+    for file, kind in looked:
         if kind is None and file.parent in (folder, folder / "annotations") and _of_words(file.stem):
             kind = "damaged"  # reading it says what is wrong
         if kind is None or kind in _OTHER_KINDS:
@@ -125,7 +136,7 @@ def _recognized(folder: Path) -> dict[str, list[Path]]:
         split = _split_of(file, folder)
         ranked.setdefault(split or "", []).append((_rank(file, folder, split, kind), file))
     unnamed = ranked.pop("", [])
-    if unnamed and not ranked:
+    if unnamed and "train" not in ranked:
         ranked["train"] = unnamed
     found = {}
     for split, entries in ranked.items():
@@ -144,8 +155,9 @@ def _json_files(folder: Path) -> list[Path]:
             folders.clear()
         jsons = sorted(name for name in names if name.lower().endswith(".json") and not name.startswith("."))
         if len(jsons) > _LOOKED_INTO:  # one a picture: those whose names say a split, and a few
-            telling = [name for name in jsons if _of_words(Path(name).stem) or "coco" in name.lower()]
-            jsons = list(dict.fromkeys([*telling[:_LOOKED_INTO], *jsons[:_LOOKED_INTO]]))
+            telling = [name for name in jsons if _of_words(Path(name).stem) or _TELLING.search(name)]
+            large = sorted(jsons[:10_000], key=lambda name: -os.path.getsize(path / name))
+            jsons = list(dict.fromkeys([*telling[:_LOOKED_INTO], *large[:5], *jsons[:_LOOKED_INTO]]))
         found += [path / name for name in jsons]
     return found
 
@@ -179,7 +191,7 @@ def _rank(file: Path, folder: Path, split: str | None, kind: str) -> tuple[int, 
     plain = 0 if stem in SPLIT_WORDS.get(split or "", ()) else 1 if stem.startswith("instances") else 2
     in_place = 0 if file.parent in (folder / "annotations", folder) else 1
     odd = int(any(word in stem for word in ("stuff", "person_keypoints", "caption", "panoptic", "backup", "old")))
-    return known, odd, plain if in_place == 0 else 2, in_place, len(file.parts)
+    return known, odd, plain if in_place == 0 else 2, in_place
 
 
 def _split_of(file: Path, folder: Path) -> str | None:
@@ -188,7 +200,7 @@ def _split_of(file: Path, folder: Path) -> str | None:
     if named is not None:
         return named
     steps = file.parent.relative_to(folder).parts
-    for step in [*reversed(steps), folder.resolve().name]:
+    for step in reversed(steps):
         plain = re.sub(r"[\d_\-. ]+$", "", step.lower())
         for split, words in SPLIT_WORDS.items():
             if plain in words:
@@ -278,6 +290,8 @@ def _yaml_fields(path: Path) -> dict[str, Any]:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"{path}: not a readable YAML file ({' '.join(str(error).split())}).") from None
+    if isinstance(fields, dict):
+        fields = {key: value for key, value in fields.items() if value is not None}
     if not isinstance(fields, dict) or not any(split in fields for split in SPLIT_WORDS):
         raise DataError(f"{path}: a data YAML has the fields root, train, val (COCO JSON files) and images.")
     for field in fields:

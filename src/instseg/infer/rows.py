@@ -207,7 +207,7 @@ def _checked(image: dict[str, Any], number: int, path: Path) -> dict[str, Any]:
     if not isinstance(image["file_name"], str):
         found = json.dumps(image["file_name"])[:60]
         raise DataError(f"{path}: image {number} has the file_name {found}, not a text; correct the record.")
-    size = {name: whole(image[name]) for name in ("height", "width") if name in image}
+    size: dict[str, Any] = {name: whole(image[name]) for name in ("height", "width") if name in image}
     return {**image, "id": identity, **size}
 
 

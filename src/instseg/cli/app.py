@@ -84,7 +84,7 @@ def run(arguments: Sequence[str] | None, stopped: Stopped) -> int:
             warnings.showwarning = _show_warning
             status = app(words, prog_name="instseg", standalone_mode=False)
         sys.stdout.flush()
-        if status == 130:  # an interruption that reached the parser, which says nothing
+        if status == 130 and stopped.asked:  # an interruption that reached the parser, which says nothing
             return _fail("interrupted", 130)
     except _Interrupted as interrupted:
         return _fail(str(interrupted), 130)

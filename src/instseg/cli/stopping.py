@@ -12,6 +12,12 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 _SAME_WISH = 2.0  # seconds within which further signals are the same wish
 
 
+def left_alone(number: int) -> bool:
+    """Whether a signal stays ignored: SIGHUP under ``nohup``. A shell ignores SIGINT for its background jobs too, but
+    whoever sends it to one means it."""
+    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN
+
+
 class Stopped:
     """Turns a stop signal into KeyboardInterrupt.
 
@@ -38,12 +44,12 @@ class Stopped:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle the signals here, without those that are ignored, as SIGHUP is under ``nohup``. Outside the main
-        thread Python does not allow it and nothing changes."""
+        """Handle the signals here, without a SIGHUP that is ignored. Outside the main thread Python does not allow it and
+        nothing changes."""
         try:
             for number in _SIGNALS:
                 handler = signal.getsignal(number)
-                if handler not in (signal.SIG_IGN, None):
+                if handler is not None and not left_alone(number):
                     signal.signal(number, self._handle)
                     self._before[number] = handler
         except ValueError:

@@ -43,7 +43,7 @@ class Stop:
             return
         before: dict[int, Any] = {}
         for number in STOP_SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:
+            if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) != signal.SIG_IGN:
                 before[number] = signal.signal(number, self._handle)
         try:
             yield

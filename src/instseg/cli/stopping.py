@@ -44,8 +44,8 @@ class Stopped:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle the signals here, without a SIGHUP that is ignored. Outside the main thread Python does not allow it and
-        nothing changes."""
+        """Handle the signals here, without a SIGHUP that is ignored. Outside the main thread Python does not allow it,
+        and nothing changes."""
         try:
             for number in _SIGNALS:
                 handler = signal.getsignal(number)

@@ -134,9 +134,13 @@ def neighboring_tiles(regions: IntArray, used: IntArray) -> Iterator[tuple[int, 
             yield int(order[k]), int(order[k + 1 + n])
 
 
-def compare_all(parts: Parts) -> Iterator[tuple[int, int, Evidence | None, bool]]:
+def compare_all(parts: Parts, cut: BoolArray) -> Iterator[tuple[int, int, Evidence | None, bool]]:
     """Pairs of masks of one class from two tiles whose boxes meet where the tiles do: the masks, evidence that they are
-    one object, if there is any, and whether they share pixels."""
+    one object, if there is any, and whether they share pixels.
+
+    Args:
+        cut: (N,) which masks their tiles cut; only between those evidence is looked for.
+    """
     order = np.argsort(parts.tiles, kind="stable")
     order = order[parts.areas[order] > 0]
     used, first = np.unique(parts.tiles[order], return_index=True)
@@ -155,14 +159,18 @@ def compare_all(parts: Parts) -> Iterator[tuple[int, int, Evidence | None, bool]
         meet = (np.maximum(a, b)[..., :2] < np.minimum(a, b)[..., 2:] + slack).all(axis=-1)
         meet &= parts.labels[one][:, None] == parts.labels[two][None]
         if not slack and np.count_nonzero(meet) > CROWDED * (len(one) + len(two)):
-            yield from _compare_crowd(parts, one, two, meet, place)
+            yield from _compare_crowd(parts, one, two, meet, place, cut[one][:, None] & cut[two][None])
             continue
         for i, j in zip(*meet.nonzero(), strict=True):
-            yield int(one[i]), int(two[j]), *compare(parts, int(one[i]), int(two[j]), place)
+            m, n = int(one[i]), int(two[j])
+            if cut[m] and cut[n]:
+                yield m, n, *compare(parts, m, n, place)
+            elif not slack:
+                yield m, n, None, _share(parts, m, n, place)
 
 
 def _compare_crowd(
-    parts: Parts, one: IntArray, two: IntArray, meet: BoolArray, place: Box
+    parts: Parts, one: IntArray, two: IntArray, meet: BoolArray, place: Box, both_cut: BoolArray
 ) -> Iterator[tuple[int, int, Evidence | None, bool]]:
     """As :func:`compare`, where most masks of two tiles lie on top of each other, as an untrained model finds them: all
     pairs are counted at once, and of each mask only the likeliest partners are looked at more closely."""
@@ -170,10 +178,12 @@ def _compare_crowd(
     shared = np.where(meet, a @ b.T, 0)
     of_a, of_b = a.sum(axis=1)[:, None], b.sum(axis=1)[None]
     agreement = shared / np.maximum(of_a + of_b - shared, 1)
-    agrees = (agreement >= SAME_PART) & _likeliest(shared * agreement**3, LIKELIEST)
+    agrees = (agreement >= SAME_PART) & _likeliest(shared * agreement**3 * both_cut, LIKELIEST)
     contained = shared / np.maximum(np.minimum(of_a, of_b), 1)
     unclear = (
-        (agreement < SAME_PART) & (contained > 1 / 8) & _likeliest(np.where(agreement < SAME_PART, contained, 0), 1)
+        (agreement < SAME_PART)
+        & (contained > 1 / 8)
+        & _likeliest(np.where((agreement < SAME_PART) & both_cut, contained, 0), 1)
     )
     known: dict[int, IntArray] = {}
 
@@ -236,6 +246,19 @@ def compare(
     if agreement < SAME_PART and min(n, m) > max(n, m) / 4 and shared > min(n, m) / 8:
         agreement = SAME_PART * _agreement_within(one, two, WAVERING)
     return (Evidence(i, j, agreement, shared, True) if agreement >= SAME_PART else None), True
+
+
+def _share(parts: Parts, i: int, j: int, place: Box) -> bool:
+    """Whether two masks have pixels in common on ``place``."""
+    a, b = parts.boxes[i], parts.boxes[j]
+    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
+    box = (
+        max(place[0], int(low[0])),
+        max(place[1], int(low[1])),
+        min(place[2], int(high[0])),
+        min(place[3], int(high[1])),
+    )
+    return bool((parts.crop(i, box) & parts.crop(j, box)).any())
 
 
 def _best_pieces(a: IntArray, b: IntArray) -> tuple[float, int]:

@@ -69,12 +69,12 @@ def merge_tiles(parts: Sequence[Instances], views: Sequence[View], max_instances
     masks = masks.cpu()
     table = _table(masks, scores, labels, parts, views)
     evidence, sharing = [], []
-    for i, j, found, share in compare_all(table):
+    cut, sliver = _cut_by_tile(table)
+    for i, j, found, share in compare_all(table, cut):
         if found is not None:
             evidence.append(found)
         if share:
             sharing.append((i, j))
-    cut, sliver = _cut_by_tile(table)
     groups = [
         ids for ids in group(table, of_parts(table, evidence, sharing, cut)) if len(ids) > 1 or not sliver[ids[0]]
     ]

@@ -1,11 +1,11 @@
-"""Errors that a user can mend. The command line prints their text, one line, and nothing else."""
+"""Errors that a user can fix. The command line prints their text, one line, and nothing else."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class InstsegError(Exception):
-    """Something the user can mend. ``str(error)`` is one line: what was found, where, and what to do."""
+    """Something the user can fix. ``str(error)`` is one line: what was found, where, and what to do."""
 
 
 class DataError(InstsegError):

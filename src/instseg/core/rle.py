@@ -44,7 +44,7 @@ def encode_window(window: npt.NDArray[Any], top: int, left: int, size: tuple[int
     x1, y1 = np.nonzero(change == -1)
     starts = (x0 + left) * height + y0 + top
     ends = (x1 + left) * height + y1 + top
-    # A run that reaches the image's last row goes on at the first row of the next column.
+    # A run that reaches the image's last row continues at the first row of the next column.
     split = np.ones(len(starts), dtype=bool)
     split[1:] = starts[1:] != ends[:-1]
     starts, ends = starts[split], ends[np.append(split[1:], True)[: len(ends)]]

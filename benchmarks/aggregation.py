@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from instseg.models import build_config, build_net
+from instseg.models.zoo import build_config, build_net
 from instseg.ops.aggregate import aggregate, layer_shapes, split_parameters
 
 CANDIDATES = 100

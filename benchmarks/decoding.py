@@ -26,8 +26,8 @@ def make(count: int):
     """A network without its backbone's work, and outputs with ``count`` candidates for about 110 blobs."""
     import torch
 
-    from instseg.models import build_config, build_net
-    from instseg.models.solov2 import SOLOv2Outputs
+    from instseg.models.solo.solov2 import SOLOv2Outputs
+    from instseg.models.zoo import build_config, build_net
 
     g = torch.Generator().manual_seed(0)
     net = build_net("solov2_r50", build_config("solov2_r50", {})).eval()
@@ -44,7 +44,7 @@ def make(count: int):
     total = sum(s * s for s in net.config.grids)
     categories = torch.full((1, CLASSES, total), -9.0)
     kernels = torch.randn(1, 256, total, generator=g) * 0.02
-    # Candidates sit on every second cell of every second row: none is another's upper or left neighbour.
+    # Candidates sit on every second cell of every second row: none is another's upper or left neighbor.
     places, first = [], 0
     for s in net.config.grids:
         places += [first + i * s + j for i in range(0, s, 2) for j in range(0, s, 2)]
@@ -65,10 +65,10 @@ def make(count: int):
 def ours(net, outputs):
     import torch
 
-    from instseg.core.geometry import View
+    from instseg.core.geometry import InputGeometry
 
     with torch.inference_mode():
-        found = net.decode(outputs, [View(CONTENT, IMAGE, IMAGE)])[0]
+        found = net.decode(outputs, [InputGeometry(CONTENT, IMAGE, IMAGE)])[0]
         return found.masks.rle(), found.scores.tolist()
 
 
@@ -87,7 +87,7 @@ def dense(net, outputs):
         scores = torch.cat([point_nms(p.sigmoid()).flatten(2) for p in outputs.categories], dim=2)[0].T
         kernels = torch.cat([k.flatten(2) for k in outputs.kernels], dim=2)[0].T
         strides = torch.cat([torch.full((s * s,), float(t)) for s, t in zip(c.grids, c.strides, strict=True)])
-        cells, labels = (scores > c.score_threshold).nonzero(as_tuple=True)
+        cells, labels = (scores > c.candidate_threshold).nonzero(as_tuple=True)
         scores, kernels, strides = scores[cells, labels], kernels[cells], strides[cells]
         soft = F.conv2d(outputs.mask_features[0], kernels[:, :, None, None])[0].sigmoid()
         binary = soft > c.mask_threshold
@@ -100,7 +100,7 @@ def dense(net, outputs):
         flat = binary.reshape(len(binary), -1).float()
         shared = flat @ flat.T
         scores = matrix_nms(scores, labels, shared / (area[:, None] + area[None] - shared))
-        keep = scores >= c.keep_threshold
+        keep = scores >= c.min_score
         soft, scores = soft[keep], scores[keep]
         order = scores.argsort(descending=True)[: c.max_instances]
         soft, scores = soft[order], scores[order]

@@ -17,9 +17,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from instseg.data.dataset import collate, open_dataset
-from instseg.data.transforms import build_transform
-from instseg.infer.model import create_model
-from instseg.models import config_fields
+from instseg.data.transforms.augment import build_transform
+from instseg.model.instance_model import create_model
+from instseg.models.zoo import config_fields
 from instseg.training.recipe import load_recipe
 from instseg.training.run import at_model_scale
 
@@ -27,7 +27,7 @@ MODEL = "solov2_r18"
 
 
 def setting(data: str):
-    """The data set, its loader, and the model with its optimiser, as `instseg train DATA --model solov2_r18`."""
+    """The data set, its loader, and the model with its optimizer, as `instseg train DATA --model solov2_r18`."""
     recipe, fields = load_recipe(None, {"model": MODEL}, config_fields)
     torch.manual_seed(0)
     dataset = open_dataset(data, "train")

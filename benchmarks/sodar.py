@@ -49,13 +49,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "SOLO, one epoch more": MODELS["SOLO"],
-    "agg-D: 4 neighbours, context, 3 layers of 3x3": MODELS["SODAR"],
+    "agg-D: 4 neighbors, context, 3 layers of 3x3": MODELS["SODAR"],
     "deformable": ("sodar_r50", {"deformable": True}),
     "agg-S: static weights": ("sodar_r50", {"aggregation": "static"}),
-    "no neighbour": ("sodar_r50", {"neighbours": 0}),
-    "2 neighbours, column": ("sodar_r50", {"neighbours": "2col"}),
-    "2 neighbours, row": ("sodar_r50", {"neighbours": "2row"}),
-    "8 neighbours": ("sodar_r50", {"neighbours": 8}),
+    "no neighbor": ("sodar_r50", {"neighbors": 0}),
+    "2 neighbors, column": ("sodar_r50", {"neighbors": "2col"}),
+    "2 neighbors, row": ("sodar_r50", {"neighbors": "2row"}),
+    "8 neighbors": ("sodar_r50", {"neighbors": 8}),
     "without context": ("sodar_r50", {"context": "without"}),
     "context only": ("sodar_r50", {"context": "only"}),
     "1 layer": ("sodar_r50", {"aggregation_layers": 1}),
@@ -63,7 +63,7 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "4 layers": ("sodar_r50", {"aggregation_layers": 4}),
     "1x1 kernels": ("sodar_r50", {"aggregation_kernel": 1}),
     "two-stage loss": ("sodar_r50", {"two_stage_loss": True}),
-    "released initialisation": ("sodar_r50", {"aggregation_start": "released", "mask_prior": 0.01}),
+    "released initialization": ("sodar_r50", {"aggregation_start": "released", "mask_prior": 0.01}),
     "finer class grids (+cls)": ("sodar_r50", {"grids": (20, 16, 8), "mask_grids": (16, 12, 8)}),
     "halved mask grids (-mask)": ("sodar_r50", {"mask_grids": (8, 6, 4)}),
     "halved mask grids, deformable": ("sodar_r50", {"mask_grids": (8, 6, 4), "deformable": True}),
@@ -115,7 +115,7 @@ def run_all(args: argparse.Namespace) -> None:
 def datasets(data: str, folder: str, seed: int) -> tuple[Any, Any]:
     from instseg.data.dataset import open_dataset
     from instseg.data.shapes import ShapesConfig, shapes
-    from instseg.data.transforms import Augment, build_transform
+    from instseg.data.transforms.augment import Augment, build_transform
 
     if data == "dsb2018":
         train = open_dataset(folder, "train")
@@ -208,7 +208,7 @@ def vote() -> None:
     import torch
 
     import instseg
-    from instseg.infer.reconfigure import reconfigure
+    from instseg.model.with_config import reconfigure
 
     torch.set_num_threads(1)
     _, held_out = datasets("shapes", "", 0)
@@ -230,9 +230,9 @@ def weights_file(data: str, label: str, seed: int) -> Path:
 
 
 def measure(model: Any, held_out: Any) -> dict[str, float]:
+    from instseg.core.category_matching import match_categories
     from instseg.data.dataset import ground_truth
-    from instseg.infer.classes import match_categories
-    from instseg.infer.evaluate import collect_results
+    from instseg.evaluation.evaluate import collect_results
     from instseg.metrics.coco import evaluate_coco
 
     started = time.perf_counter()

@@ -26,7 +26,7 @@ def make(count: int, side: int):
     from instseg.core.geometry import Placement
     from instseg.core.instances import Instances
     from instseg.core.masks import Masks
-    from instseg.infer.tiles import tile_views
+    from instseg.model.tiles.tiles import tile_views
 
     extent = TILE + (side - 1) * (TILE - OVERLAP)
     views = tile_views((extent, extent), 1.0, TILE, OVERLAP)
@@ -58,7 +58,7 @@ def make(count: int, side: int):
 
 
 def ours(parts, views):
-    from instseg.infer.tiles import merge_tiles
+    from instseg.model.tiles.tiles import merge_tiles
 
     return merge_tiles(parts, views, 10**9)
 

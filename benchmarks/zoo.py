@@ -8,7 +8,7 @@ prints the table of docs/zoo.md; with --write it also records the counts that `i
 import argparse
 from pathlib import Path
 
-from instseg.infer.zoo import list_models, record_counts, recorded_counts, summarise
+from instseg.apps.zoo import list_models, record_counts, recorded_counts, summarize
 
 RECORD = Path(__file__).parent.parent / "src" / "instseg" / "assets" / "zoo.json"
 # What the papers state for a V100: SOLO (journal) table 5f and the authors' repository in ms an image, SODAR tables
@@ -57,7 +57,7 @@ def main() -> None:
     print("| model | parameters, M | trained as published, M | input | multiply-adds, G | as published, G | ", end="")
     print("authors' AP | authors' images/s, V100 |\n|---|---|---|---|---|---|---|---|")
     for name in list_models():
-        m = summarise(name, counts[name])
+        m = summarize(name, counts[name])
         c, (height, width) = m.counts, m.input_size
         ap = "–" if m.paper_ap is None else f"{m.paper_ap:.1f}"
         speed = f"{PAPER_FPS[name]:.1f}" if name in PAPER_FPS else "–"

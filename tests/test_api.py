@@ -16,7 +16,7 @@ def test_the_public_names_are_the_verbs_and_the_words_of_the_project():
 
 
 def test_verbs_stay_functions_whatever_else_is_imported():
-    code = "import instseg.training.run, instseg.infer.evaluate, instseg; assert callable(instseg.train)"
+    code = "import instseg.training.run, instseg.evaluation.evaluate, instseg; assert callable(instseg.train)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -17,7 +17,8 @@ MAX_FUNCTION_LINES = 60
 CORE = {"core", "_version"}
 TENSORS = CORE | {"ops"}
 NET = TENSORS | {"nn", "losses"}
-SIDE = {"data", "metrics", "vis"}
+SHOWN = TENSORS | {"data", "metrics", "vis", "sources", "results"}
+MODEL = NET | SHOWN | {"models", "weights"}
 ALLOWED = {
     "_version": set(),
     "core": {"_version"},
@@ -29,10 +30,16 @@ ALLOWED = {
     "data": TENSORS,
     "metrics": TENSORS,
     "vis": TENSORS,
-    "infer": NET | SIDE | {"models", "weights"},
-    "training": NET | SIDE | {"models", "weights", "infer"},
-    "api": NET | SIDE | {"models", "weights", "infer", "training"},
-    "cli": NET | SIDE | {"models", "weights", "infer", "training", "api"},
+    "inspect": TENSORS | {"data", "vis"},
+    "sources": TENSORS | {"data"},
+    "results": TENSORS | {"data", "vis", "sources"},
+    "model": MODEL,
+    "predict": MODEL | {"model"},
+    "evaluation": MODEL | {"model"},
+    "training": MODEL | {"model", "evaluation"},
+    "apps": MODEL | {"model", "predict", "evaluation", "training", "inspect"},
+    "api": MODEL | {"model", "predict", "evaluation", "training", "apps"},
+    "cli": MODEL | {"model", "predict", "evaluation", "training", "inspect", "apps", "api"},
     "__main__": {"cli"},
 }
 HEAVY = ("torch", "torchvision", "timm", "accelerate", "matplotlib", "pycocotools", "hotcoco", "tensorboard")
@@ -98,8 +105,8 @@ def test_imports_point_one_way() -> None:
         ("core", "from instseg.ops import resize"),
         ("ops", "import instseg.nn.fpn"),
         ("data", "from instseg import models"),
-        ("models", "def f():\n    from ..infer.model import load"),
-        ("infer", "from instseg.training import run"),
+        ("models", "def f():\n    from ..model.instance_model import load"),
+        ("evaluation", "from instseg.training import run"),
     ],
 )
 def test_an_arrow_that_points_back_is_seen(

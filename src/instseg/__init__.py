@@ -13,14 +13,14 @@ _LAZY = {
     "create_model": "instseg.api",
     "train": "instseg.api",
     "evaluate": "instseg.api",
-    "load": "instseg.infer.model",
+    "load": "instseg.model.instance_model",
     "Instances": "instseg.core.instances",
     "Masks": "instseg.core.masks",
-    "Prediction": "instseg.infer.prediction",
-    "Categories": "instseg.core.meta",
+    "Prediction": "instseg.results.prediction",
+    "Categories": "instseg.core.categories",
     "InstsegError": "instseg.core.errors",
     "DataError": "instseg.core.errors",
-    "ImageError": "instseg.infer.predict",
+    "ImageError": "instseg.model.predicting",
 }
 
 __all__ = ["__version__", *_LAZY]

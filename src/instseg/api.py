@@ -4,10 +4,10 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from instseg.infer import model as _model
+from instseg.model import instance_model as _model
 
 if TYPE_CHECKING:
-    from instseg.infer.model import InstanceModel
+    from instseg.model.instance_model import InstanceModel
 
 
 def create_model(
@@ -136,7 +136,7 @@ def evaluate(
     """
     from pathlib import Path
 
-    from instseg.infer.evaluate import evaluate as run
+    from instseg.evaluation.evaluate import evaluate as run
 
     named = model if not isinstance(model, os.PathLike) else Path(model)
     return run(

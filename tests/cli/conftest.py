@@ -31,8 +31,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         grids=(8, 6, 4, 3, 2),
         input_short=64,
         input_long=96,
-        score_threshold=0.005,
-        keep_threshold=0.001,
+        candidate_threshold=0.005,
+        min_score=0.001,
         max_instances=200,
     )
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"

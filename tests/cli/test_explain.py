@@ -15,7 +15,7 @@ from instseg.cli import main
 def sodar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     narrow = {"backbone": "resnet10t", "fpn_channels": 16, "tower_channels": 16, "tower_convs": 1}
-    low = {"score_threshold": 0.005, "keep_threshold": 0.001, "mask_threshold": 0.3}
+    low = {"candidate_threshold": 0.005, "min_score": 0.001, "mask_threshold": 0.3}
     model = instseg.create_model("sodar_r50", 2, **narrow, **low, input_short=64, input_long=96)
     path = tmp_path_factory.mktemp("model") / "sodar.safetensors"
     model.save(path)

@@ -79,7 +79,7 @@ def test_a_field_of_the_configuration_is_changed_by_key_value(tiny_model: Path, 
 
 def _predict_capped(model: Path, image: Path) -> None:
     from instseg.cli.options import open_model
-    from instseg.infer.run import predict_sources
+    from instseg.predict.predict_files import predict_sources
 
     predict_sources(open_model(str(model), ["max_instances=3"], "cpu"), [image], "out", score=0.0)
 
@@ -198,7 +198,7 @@ def test_an_image_on_standard_input(
 def test_a_full_disk_is_one_line_and_leaves_no_torn_json(
     tiny_model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import instseg.infer.writers as writers
+    import instseg.results.writers as writers
 
     def full(*_: object, **__: object) -> str:
         raise OSError(28, "No space left on device")

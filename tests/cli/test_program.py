@@ -86,7 +86,7 @@ def test_wrong_usage_is_one_line_that_points_to_help_and_status_2(
 def test_an_error_is_one_line_and_status_1(
     error: Exception, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("instseg.infer.zoo.find_models", _raise(error))
+    monkeypatch.setattr("instseg.apps.zoo.find_models", _raise(error))
     assert main(["models"]) == 1
     assert _one_line(capsys.readouterr().err) == expected
 
@@ -94,7 +94,7 @@ def test_an_error_is_one_line_and_status_1(
 def test_an_unexpected_error_is_one_line_that_names_debug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("instseg.infer.zoo.find_models", _raise(RuntimeError("shapes\ndo not match")))
+    monkeypatch.setattr("instseg.apps.zoo.find_models", _raise(RuntimeError("shapes\ndo not match")))
     assert main(["models"]) == 1
     line = _one_line(capsys.readouterr().err)
     assert "RuntimeError: shapes do not match" in line
@@ -105,7 +105,7 @@ def test_an_unexpected_error_is_one_line_that_names_debug(
 def test_debug_shows_the_traceback_before_and_after_the_verb(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("instseg.infer.zoo.find_models", _raise(DataError("broken")))
+    monkeypatch.setattr("instseg.apps.zoo.find_models", _raise(DataError("broken")))
     assert main(arguments) == 1
     err = capsys.readouterr().err
     assert err.startswith("Traceback")
@@ -117,7 +117,7 @@ def test_out_of_memory_says_what_to_make_smaller(
 ) -> None:
     import torch
 
-    monkeypatch.setattr("instseg.infer.zoo.find_models", _raise(torch.OutOfMemoryError("CUDA out of memory. Tried")))
+    monkeypatch.setattr("instseg.apps.zoo.find_models", _raise(torch.OutOfMemoryError("CUDA out of memory. Tried")))
     assert main(["models"]) == 1
     assert "--batch" in _one_line(capsys.readouterr().err)
 
@@ -125,7 +125,7 @@ def test_out_of_memory_says_what_to_make_smaller(
 def test_ctrl_c_ends_with_one_line_and_status_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("instseg.infer.zoo.find_models", _raise(KeyboardInterrupt()))
+    monkeypatch.setattr("instseg.apps.zoo.find_models", _raise(KeyboardInterrupt()))
     assert main(["models"]) == 130
     assert len(capsys.readouterr().err.splitlines()) <= 1
 
@@ -137,7 +137,7 @@ def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         warnings.warn("the cap of 100 objects\nwas hit", stacklevel=2)
         return []
 
-    monkeypatch.setattr("instseg.infer.zoo.find_models", find)
+    monkeypatch.setattr("instseg.apps.zoo.find_models", find)
     assert main(["models"]) == 0
     assert _one_line(capsys.readouterr().err) == "warning: the cap of 100 objects was hit"
 

@@ -6,7 +6,7 @@ import pytest
 
 from instseg.cli import main
 from instseg.training import run
-from instseg.training.watch import TrainingInterrupted
+from instseg.training.guards import TrainingInterrupted
 
 
 def test_a_run_that_was_stopped_ends_with_status_130_and_the_word_interrupted(

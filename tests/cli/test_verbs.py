@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from instseg.cli import main
-from instseg.models import list_models
+from instseg.models.zoo import list_models
 
 
 class Recorder:
@@ -75,7 +75,7 @@ def test_val_prints_the_figures_and_where_they_are(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorder = Recorder(METRICS)
-    monkeypatch.setattr("instseg.infer.evaluate.evaluate", recorder)
+    monkeypatch.setattr("instseg.evaluation.evaluate.evaluate", recorder)
     assert main(["val", str(tiny_model), "cells", "--split", "test", "--batch", "3", "max_instances=7"]) == 0
     model, data = recorder.arguments
     assert (model.config.max_instances, data) == (7, "cells")
@@ -92,7 +92,7 @@ def test_val_says_what_was_evaluated_and_which_classes_were_not(
 ) -> None:
     classes = {"only_in_data": ["cow"], "only_in_model": ["emu", "yak"]}
     recorder = Recorder({**METRICS, "held_out": {"images": 2, "of": 20}, "classes": classes})
-    monkeypatch.setattr("instseg.infer.evaluate.evaluate", recorder)
+    monkeypatch.setattr("instseg.evaluation.evaluate.evaluate", recorder)
     assert main(["val", str(tiny_model), "cells", "--on-error", "skip", "--crowd", "object", "--out", "a"]) == 0
     assert (recorder.options["on_error"], recorder.options["crowd"]) == ("skip", "object")
     lines = capsys.readouterr().out.splitlines()

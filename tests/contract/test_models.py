@@ -8,7 +8,7 @@ import torch
 
 import instseg
 from instseg.core.errors import CheckpointError, ConfigError, DataError
-from instseg.models import MODELS
+from instseg.models.zoo import MODELS
 
 NARROW = {
     "backbone": "resnet10t",
@@ -106,7 +106,7 @@ def test_boxes_may_be_absent(name):
 
 
 def test_evaluation_gives_the_detection_contract_in_the_image_as_given(name):
-    model = build(name, score_threshold=0.0, mask_threshold=1e-6, keep_threshold=0.0, max_instances=5).eval()
+    model = build(name, candidate_threshold=0.0, mask_threshold=1e-6, min_score=0.0, max_instances=5).eval()
     images = [scene(h, w, [])[0] for h, w in ((80, 120), (97, 61), (33, 200))]
     with pytest.warns(UserWarning, match="max_instances=5"):
         results = model(images)
@@ -122,7 +122,7 @@ def test_evaluation_gives_the_detection_contract_in_the_image_as_given(name):
 
 
 def test_a_model_that_sees_nothing_gives_empty_results(name):
-    model = build(name, score_threshold=1.0).eval()
+    model = build(name, candidate_threshold=1.0).eval()
     result = model([torch.zeros(3, 50, 70)])[0]
     assert result["boxes"].shape == (0, 4) and result["masks"].shape == (0, 1, 50, 70)
     assert len(model.predict_batch([torch.zeros(3, 50, 70)])[0]) == 0
@@ -139,7 +139,7 @@ def test_float_and_uint8_images_are_the_same_image(name):
 
 
 def test_a_saved_model_predicts_the_same_and_remembers_its_categories(name, tmp_path):
-    model = build(name, score_threshold=0.001, mask_threshold=1e-6, keep_threshold=0.0).eval()
+    model = build(name, candidate_threshold=0.001, mask_threshold=1e-6, min_score=0.0).eval()
     model.set_categories(instseg.Categories(("cat", "dog", "owl"), (3, 7, 90)))
     model.save(tmp_path / "model.safetensors")
     again = instseg.load(tmp_path / "model.safetensors")
@@ -202,7 +202,7 @@ def test_a_model_without_weights_is_not_asked_for_predictions(name):
 
 @pytest.mark.parametrize("zoo_name", sorted(MODELS))
 def test_every_name_builds_with_its_own_configuration(zoo_name):
-    from instseg.models import build_config
+    from instseg.models.zoo import build_config
 
     config = build_config(zoo_name, {"num_classes": 7})
     assert config.num_classes == 7

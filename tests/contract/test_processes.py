@@ -31,7 +31,7 @@ for name in VARIANTS:
     for step in halves:
         for model, optimizer in pairs:
             optimizer.zero_grad()
-            # Losses are normalised by the objects of a process, so the joint loss is the mean over the halves.
+            # Losses are normalized by the objects of a process, so the joint loss is the mean over the halves.
             mine = [step[rank]] if model is parallel else step
             for image, target in mine:
                 (total(model([image], [target])) / len(mine)).backward()

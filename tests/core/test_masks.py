@@ -20,12 +20,12 @@ def dense(soft, placement):
 
 
 def blobs(n, h, w, seed=0):
-    """Smooth random soft masks, each around its own centre."""
+    """Smooth random soft masks, each around its own center."""
     g = torch.Generator().manual_seed(seed)
     y, x = torch.arange(h)[:, None], torch.arange(w)[None]
-    centre = torch.rand(n, 2, generator=g) * torch.tensor([h, w])
+    center = torch.rand(n, 2, generator=g) * torch.tensor([h, w])
     radius = 1 + torch.rand(n, generator=g) * min(h, w) / 3
-    distance = ((y - centre[:, 0, None, None]) ** 2 + (x - centre[:, 1, None, None]) ** 2).sqrt()
+    distance = ((y - center[:, 0, None, None]) ** 2 + (x - center[:, 1, None, None]) ** 2).sqrt()
     noise = torch.randn(n, h, w, generator=g)
     return torch.sigmoid(radius[:, None, None] - distance + noise)
 
@@ -142,14 +142,14 @@ def test_polygons_keep_holes_and_parts_and_give_the_pixels_back():
     pixels[0, 25:28, 30:38] = True  # a second part
     parts = Masks.from_bool(pixels).polygons()[0]
     assert sorted(len(rings) for rings in parts) == [1, 2]
-    centres = np.stack(np.meshgrid(np.arange(40) + 0.5, np.arange(30) + 0.5), -1).reshape(-1, 2)
+    centers = np.stack(np.meshgrid(np.arange(40) + 0.5, np.arange(30) + 0.5), -1).reshape(-1, 2)
     from matplotlib.path import Path
 
     inside = np.zeros(30 * 40, dtype=bool)
     for outer, *holes in parts:
-        hit = Path(outer).contains_points(centres)
+        hit = Path(outer).contains_points(centers)
         for hole in holes:
-            hit &= ~Path(hole).contains_points(centres)
+            hit &= ~Path(hole).contains_points(centers)
         inside |= hit
     assert np.array_equal(inside.reshape(30, 40), pixels[0].numpy())
 

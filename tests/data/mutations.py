@@ -16,11 +16,11 @@ from random import Random
 
 import numpy as np
 import torch
-from image_files import encoded, png16, tiff
 from PIL import Image
+from tests.data.image_files import encoded, png16, tiff
 
 from instseg.core.errors import DataError
-from instseg.data.images import image_size, read_image
+from instseg.data.images.read import image_size, read_image
 
 SECONDS = 120  # for one image, on a machine that is busy with other things
 HUGE = (0, 1, 255, 16_383, 40_000, 65_535, 100_000, 2**24, 2**31 - 1, 2**32 - 1)

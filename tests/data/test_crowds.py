@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from instseg.data.check import check_dataset
 from instseg.data.crowds import Crowd
 from instseg.data.dataset import open_dataset
+from instseg.inspect.check import check_dataset
 
 
 def square(x: float, y: float, side: float = 6) -> list[float]:

@@ -16,10 +16,10 @@ from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
 from instseg.core import rle as rle_codes
+from instseg.core.categories import Categories
 from instseg.core.errors import DataError
-from instseg.core.meta import Categories
 from instseg.data.dataset import InstanceDataset, collate, ground_truth, open_dataset, splits
-from instseg.data.transforms import Augment, build_transform
+from instseg.data.transforms.augment import Augment, build_transform
 
 STRONG = Augment(enlarge=1.5, crop=32, flip=0.5, rotate90=True, brightness=0.3, hue=0.1, copy_paste=0.5)
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from instseg.core.errors import DataError
-from instseg.data.check import check_dataset
 from instseg.data.dataset import InstanceDataset, open_dataset, splits
+from instseg.inspect.check import check_dataset
 
 Unpack = Callable[[str, Path], dict[str, Any]]
 ARCHIVE = Path(__file__).parent / "exports" / "coco.zip"

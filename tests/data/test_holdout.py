@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from instseg.core import rle
-from instseg.core.meta import Categories
+from instseg.core.categories import Categories
 from instseg.data.dataset import InstanceDataset, open_dataset
 from instseg.data.holdout import held_out, hold_out, make_record, parts
 from instseg.data.records import Annotation, Record

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.data.image_files import chunk, encoded, tiff
 
 from instseg.core.errors import DataError
-from instseg.data import pillow
-from instseg.data.images import image_size, read_image
-
-from .image_files import chunk, encoded, tiff
+from instseg.data.images import pillow
+from instseg.data.images.read import image_size, read_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 FORMS = ["PNG", "JPEG", "TIFF", "GIF", "WEBP", "BMP", "JPEG2000", "PPM", "MPO"]
@@ -80,7 +79,7 @@ def test_failing_to_allocate_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
     def full(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("instseg.data.images.rgb_pixels", full)
+    monkeypatch.setattr("instseg.data.images.read.rgb_pixels", full)
     with pytest.raises(DataError, match="does not fit into memory"):
         read_image(encoded(Image.fromarray(RGB)))
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from instseg.core.errors import DataError
-from instseg.data.check import check_dataset
 from instseg.data.dataset import open_dataset
+from instseg.inspect.check import check_dataset
 
 JUNK: list[Any] = [
     None, True, -1, 0, 1e308, float("nan"), 2**70, "", "x", "1", [], {}, [[]], [None], {"size": [1, 1], "counts": "0"},

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import instseg.data
-from instseg.data.check import check_dataset
 from instseg.data.dataset import open_dataset
+from instseg.inspect.check import check_dataset
 
 FOLDER = Path(instseg.data.__file__).parent.parent / "assets" / "nuclei-mini"
 
@@ -17,7 +17,7 @@ def test_both_splits_open_and_share_no_image() -> None:
     assert not {record.file_name for record in train.records} & {record.file_name for record in val.records}
 
 
-def test_it_is_small_and_comes_with_its_licence() -> None:
+def test_it_is_small_and_comes_with_its_license() -> None:
     assert sum(path.stat().st_size for path in FOLDER.rglob("*")) < 3_000_000
     assert "CC0" in (FOLDER / "LICENSE").read_text()
 

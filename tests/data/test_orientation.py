@@ -8,10 +8,9 @@ import pytest
 import torch
 from PIL import Image
 from PIL.Image import Transpose
+from tests.data.image_files import chunk, encoded, png16, tiff
 
-from instseg.data.images import image_size, read_image
-
-from .image_files import chunk, encoded, png16, tiff
+from instseg.data.images.read import image_size, read_image
 
 STORED = np.kron(np.random.default_rng(0).integers(0, 256, (3, 5, 3)), np.ones((16, 16, 1))).astype(np.uint8)
 TURNS = {

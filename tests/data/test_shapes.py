@@ -86,7 +86,7 @@ def test_objects_stay_apart_and_large_when_told() -> None:
         assert np.max(union) == 1
 
 
-def test_colours_tell_objects_from_the_ground() -> None:
+def test_colors_tell_objects_from_the_ground() -> None:
     sample = shapes("train", 1)[0]
     image = sample.image.float()
     assert image.std() > 20

@@ -7,8 +7,8 @@ import torch
 
 import instseg
 from instseg.data.shapes import ShapesConfig, shapes
-from instseg.data.transforms import Augment, build_transform
-from instseg.infer.evaluate import evaluate
+from instseg.data.transforms.augment import Augment, build_transform
+from instseg.evaluation.evaluate import evaluate
 
 
 def figures_after(name: str, config: ShapesConfig, pictures: int, updates: int, **fields: Any) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def test_shared_weights_are_those_of_every_instance():
     torch.testing.assert_close(ours, aggregate(maps, index, repeated, context), atol=1e-3, rtol=1e-4)
 
 
-def test_a_centre_tap_on_one_map_gives_that_map():
+def test_a_center_tap_on_one_map_gives_that_map():
     maps, index = torch.rand(9, 6, 8), torch.randint(0, 9, (7, 5))
     weight = torch.zeros(7, 1, 5, 3, 3)
     weight[:, 0, 2, 1, 1] = 1

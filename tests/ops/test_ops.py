@@ -12,7 +12,7 @@ from instseg.ops.deform import deform_conv2d
 from instseg.ops.dynamic_conv import dynamic_conv
 from instseg.ops.mask_iou import mask_iou
 from instseg.ops.matrix_nms import matrix_nms
-from instseg.ops.nms import NMSOptions, nms, survivors
+from instseg.ops.nms import NMSOptions, nms, select_top
 from instseg.ops.point_nms import point_nms
 from instseg.ops.resize import downsample_masks, resize
 
@@ -42,7 +42,7 @@ def test_sides_that_no_stride_divides_are_padded_with_zeros():
     assert downsample_masks(torch.ones(1, 7, 9, dtype=torch.uint8), 4).tolist() == [[[1, 1, 0], [1, 1, 0]]]
 
 
-def test_a_score_survives_where_no_upper_or_left_neighbour_is_larger():
+def test_a_score_survives_where_no_upper_or_left_neighbor_is_larger():
     scores = torch.tensor([[0.1, 0.9, 0.2], [0.3, 0.2, 0.8], [0.3, 0.1, 0.05]])[None, None]
     kept = torch.tensor([[0.1, 0.9, 0.0], [0.3, 0.0, 0.0], [0.3, 0.0, 0.0]])
     assert torch.equal(point_nms(scores)[0, 0], kept)
@@ -207,7 +207,7 @@ def test_deformable_convolution_is_torchvisions_with_its_gradients(groups, strid
 def test_what_survives_is_ordered_thresholded_and_capped_and_never_what_was_dropped():
     scores, labels, iou = torch.tensor([0.9, 0.8, 0.3, 0.2]), torch.zeros(4, dtype=torch.int64), torch.eye(4)
     iou[0, 1] = iou[1, 0] = 0.9
-    order, left, more = survivors(scores, labels, iou, NMSOptions("hard"), 0.0, 4)
+    order, left, more = select_top(scores, labels, iou, NMSOptions("hard"), 0.0, 4)
     assert (order.tolist(), left.tolist(), more) == ([0, 2, 3], pytest.approx([0.9, 0.3, 0.2]), False)
-    order, _, more = survivors(scores, labels, iou, NMSOptions("hard"), 0.25, 1)
+    order, _, more = select_top(scores, labels, iou, NMSOptions("hard"), 0.25, 1)
     assert (order.tolist(), more) == ([0], True)

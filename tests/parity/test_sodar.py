@@ -6,9 +6,9 @@ import os
 import pytest
 import torch
 
-from instseg.core.geometry import View
-from instseg.models.sodar import SODAR, SODARConfig, SODARSOLOv2, SODARSOLOv2Config
-from instseg.ops.neighbours import neighbour_cells
+from instseg.core.geometry import InputGeometry
+from instseg.models.sodar.sodar import SODAR, SODARConfig, SODARSOLOv2, SODARSOLOv2Config
+from instseg.ops.neighbors import neighbor_cells
 from instseg.ops.point_nms import point_nms
 from instseg.weights.names import rename
 
@@ -65,15 +65,15 @@ def build(reference):
         "grids": head["cls_grid_number"],
         "mask_grids": head["mask_grid_number"],
         "scale_ranges": [tuple(r) for r in head["scale_ranges"]],
-        "centre_region": head["sigma"],
-        "score_threshold": test["score_thr"],
+        "center_region": head["sigma"],
+        "candidate_threshold": test["score_thr"],
         "mask_threshold": test["mask_thr"],
-        "keep_threshold": test["update_thr"],
+        "min_score": test["update_thr"],
         "nms_pre": test["nms_pre"],
         "max_instances": test["max_per_img"],
         "min_pixels": 10,
-        "neighbours": {0: 4, 1: 0, 4: 4, 5: 4, 9: 8}[n],
-        "neighbour_cells": "plus" if n == 5 else "released",
+        "neighbors": {0: 4, 1: 0, 4: 4, 5: 4, 9: 8}[n],
+        "neighbor_cells": "plus" if n == 5 else "released",
         "aggregation_layers": head["conv_layer_for_comb"],
         "aggregation_kernel": head["conv_kernel_for_comb"],
         "aggregation_width": head["conv_intermediate_channel_number_for_comb"],
@@ -125,7 +125,7 @@ def representations(net, out, level):
     first, s = net.aggregation.first_map[level], net.config.map_grids[level]
     cells = torch.arange(s * s) + (first if len(net.maps) == 1 else 0)
     at = 0 if len(net.maps) == 1 else level
-    return torch.stack([net.representations(out, image, at, cells) for image in range(len(out.categories[0]))])
+    return torch.stack([net.representations(out, image, at, cells) for image in range(len(out.cls_logits[0]))])
 
 
 @pytest.mark.parametrize("name", INPUTS)
@@ -137,9 +137,9 @@ def compare_raw(net, reference, name):
     raw = reference["raw_outputs"][name]
     with torch.no_grad():
         out = net.predict_pyramid(features(reference, name))
-        for ours, logits in zip(out.categories, raw["cls_logits"], strict=True):
+        for ours, logits in zip(out.cls_logits, raw["cls_logits"], strict=True):
             near(ours, logits, 5e-5)
-        for ours, scores in zip(out.categories, raw.get("cls_scores", []), strict=False):
+        for ours, scores in zip(out.cls_logits, raw.get("cls_scores", []), strict=False):
             near(point_nms(ours.sigmoid()).permute(0, 2, 3, 1), scores, 5e-5)
         if raw.get("context_stats"):
             same_statistics(out.aggregation.context, raw["context_stats"], 5e-5)
@@ -159,13 +159,13 @@ def compare_level(net, raw, out, level):
     cells = aggregation.first[level] + torch.arange(s * s)
     if config.context != "only":
         recorded = raw["spatial_index"][level].long()
-        ours = neighbour_cells(torch.arange(s * s), s, config.map_grids[level], config.pattern, config.mapping)
+        ours = neighbor_cells(torch.arange(s * s), s, config.map_grids[level], config.pattern, config.mapping)
         assert torch.equal(ours, recorded[:, 2:3] if config.pattern == "self" else recorded)
         maps = representations(net, out, level)
         same_statistics(maps, raw["mask_preds_stats"][level], 1e-4)
         if "mask_preds" in raw:
             near(maps[:, raw["mask_preds_channels"][level]], raw["mask_preds"][level], 1e-4)
-    images = range(len(out.categories[0]))
+    images = range(len(out.cls_logits[0]))
     weights = torch.stack([aggregation.weights(out.aggregation, image, cells) for image in images])
     weights = weights.transpose(1, 2).unflatten(2, (s, s))  # B, D, S, S
     same_statistics(weights, raw["agg_weights_stats"][level], 5e-5)
@@ -190,14 +190,15 @@ def test_results_are_those_of_the_reference(net, reference, name):
 
 def compare_results(net, reference, name):
     views = [
-        View(tuple(m["img_shape"][:2]), *[tuple(m["ori_shape"][:2])] * 2) for m in reference["inputs"][name]["metas"]
+        InputGeometry(tuple(m["img_shape"][:2]), *[tuple(m["ori_shape"][:2])] * 2)
+        for m in reference["inputs"][name]["metas"]
     ]
     with torch.no_grad():
         out = net.predict_pyramid(features(reference, name))
         results = net.decode(out, views)
-        scores = torch.cat([point_nms(p.sigmoid()).flatten(2) for p in out.categories], dim=2)
+        scores = torch.cat([point_nms(p.sigmoid()).flatten(2) for p in out.cls_logits], dim=2)
     for image, (ours, theirs) in enumerate(zip(results, reference["results"][name], strict=True)):
-        assert int((scores[image] > net.config.score_threshold).sum()) == theirs["n_above_score_thr"]
+        assert int((scores[image] > net.config.candidate_threshold).sum()) == theirs["n_above_score_thr"]
         assert ours.labels.tolist() == theirs["labels"].tolist()
         near(ours.scores, theirs["scores"], 5e-4)
         masks = unpack_masks(theirs["masks"])
@@ -213,7 +214,7 @@ def compare_targets(net, reference):
     padded = tuple(reference["config"]["train_image"])
     for target, theirs in zip(targets_of(reference), reference["targets"], strict=True):
         assignment = net.assign(target, padded)
-        labels = torch.cat([target["labels"] + 1, torch.tensor([0])])[assignment.owner]
+        labels = torch.cat([target["labels"] + 1, torch.tensor([0])])[assignment.matched_gt]
         for level, s in enumerate(net.config.grids):
             first, last = net.aggregation.first[level : level + 2]
             inside = (assignment.cells >= first) & (assignment.cells < last)

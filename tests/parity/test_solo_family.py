@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from instseg.core.geometry import View
-from instseg.models.decoupled_solo import DecoupledSOLO, DecoupledSOLOConfig
-from instseg.models.solo import SOLO, SOLOConfig
-from instseg.models.solov2 import SOLOv2, SOLOv2Config
+from instseg.core.geometry import InputGeometry
+from instseg.models.solo.decoupled_solo import DecoupledSOLO, DecoupledSOLOConfig
+from instseg.models.solo.solo import SOLO, SOLOConfig
+from instseg.models.solo.solov2 import SOLOv2, SOLOv2Config
 from instseg.ops.point_nms import point_nms
 from instseg.ops.resize import resize
 
@@ -43,10 +43,10 @@ def build(reference, **changes):
         "tower_convs": head["stacked_convs"],
         "grids": head["num_grids"],
         "scale_ranges": [tuple(r) for r in head["scale_ranges"]],
-        "centre_region": head["pos_scale"],
-        "score_threshold": test["score_thr"],
+        "center_region": head["pos_scale"],
+        "candidate_threshold": test["score_thr"],
         "mask_threshold": test["mask_thr"],
-        "keep_threshold": test["filter_thr"],
+        "min_score": test["filter_thr"],
         "nms_pre": test["nms_pre"],
         "nms_kernel": test["kernel"],
         "nms_sigma": test["sigma"],
@@ -96,7 +96,7 @@ def compare_raw(net, reference, name):
     raw = reference["raw_outputs"][name]
     with torch.no_grad():
         out = net.predict_pyramid(features(reference, name))
-        for ours, theirs in zip(out.categories, raw["cls_preds"], strict=True):
+        for ours, theirs in zip(out.cls_logits, raw["cls_preds"], strict=True):
             near(ours if is_dynamic(reference) else point_nms(ours.sigmoid()), theirs, 8e-6)
         if is_dynamic(reference):
             for ours, theirs in zip(out.kernels, raw["kernel_preds"], strict=True):
@@ -119,7 +119,8 @@ def test_results_are_those_of_the_reference(net, reference, name):
 
 def compare_results(net, reference, name):
     views = [
-        View(tuple(m["img_shape"][:2]), *[tuple(m["ori_shape"][:2])] * 2) for m in reference["inputs"][name]["metas"]
+        InputGeometry(tuple(m["img_shape"][:2]), *[tuple(m["ori_shape"][:2])] * 2)
+        for m in reference["inputs"][name]["metas"]
     ]
     with torch.no_grad():
         results = net.decode(net.predict_pyramid(features(reference, name)), views)
@@ -139,9 +140,9 @@ def test_candidates_before_nms_are_those_of_the_reference(net, reference, name):
 def compare_candidates(net, reference, name):
     with torch.no_grad():
         out = net.predict_pyramid(features(reference, name))
-        scores = torch.cat([point_nms(p.sigmoid()).flatten(2) for p in out.categories], dim=2)
+        scores = torch.cat([point_nms(p.sigmoid()).flatten(2) for p in out.cls_logits], dim=2)
         for image, theirs in enumerate(reference["results"][name]):
-            cells, labels = (net.config.score_threshold < scores[image].T).nonzero(as_tuple=True)
+            cells, labels = (net.config.candidate_threshold < scores[image].T).nonzero(as_tuple=True)
             assert len(cells) == theirs["n_above_score_thr"]
             best, kept, binary, _ = net._candidates(out, image, cells, scores[image].T[cells, labels])
             recorded = theirs["nms"]
@@ -156,7 +157,7 @@ def compare_targets(net, reference):
     padded = tuple(reference["config"]["train_image"])
     for image, (target, theirs) in enumerate(zip(targets_of(reference), reference["targets"], strict=True)):
         assignment = net.assign(target, padded)
-        labels = torch.cat([target["labels"], torch.tensor([net.config.num_classes])])[assignment.owner]
+        labels = torch.cat([target["labels"], torch.tensor([net.config.num_classes])])[assignment.matched_gt]
         first = 0
         for level, s in enumerate(net.config.grids):
             inside = (assignment.cells >= first) & (assignment.cells < first + s * s)

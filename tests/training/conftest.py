@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from instseg.core import rle
+from instseg.core.categories import Categories
 from instseg.core.errors import DataError
-from instseg.core.meta import Categories
 from instseg.data.dataset import InstanceDataset
 from instseg.data.records import Annotation, Record
-from instseg.data.transforms import build_transform
+from instseg.data.transforms.augment import build_transform
 from instseg.training.loggers import RunLog
 from instseg.training.loop import Evaluate, Trainer
 from instseg.training.recipe import Recipe

@@ -30,9 +30,9 @@ SERVER = """
 import os, sys, traceback
 import torch
 torch.set_num_threads(1)
-import accelerate, accelerate.utils, pycocotools.mask, timm, torchvision, instseg.vis.plots, instseg.infer.evaluate
+import accelerate, accelerate.utils, pycocotools.mask, timm, torchvision, instseg.vis.plots, instseg.evaluation.evaluate
 from instseg.training.run import train
-from instseg.training.watch import TrainingInterrupted
+from instseg.training.guards import TrainingInterrupted
 
 fields = dict(
     backbone="test_resnet", backbone_weights="none", fpn_channels=32, tower_channels=32, tower_convs=1, mask_hidden=32,

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from instseg.core.errors import ConfigError, DataError
 from instseg.training.checkpoint import load_state
+from instseg.training.guards import TrainingError, TrainingInterrupted
 from instseg.training.loggers import RunLog
 from instseg.training.loop import Trainer
 from instseg.training.recipe import Recipe
 from instseg.training.run import make_accelerator
-from instseg.training.watch import TrainingError, TrainingInterrupted
 
 Make = Callable[..., Trainer]
 

@@ -6,12 +6,12 @@ import pytest
 import yaml
 
 from instseg.core.errors import ConfigError
-from instseg.data.transforms import Augment
-from instseg.models import config_fields
+from instseg.data.transforms.augment import Augment
+from instseg.models.zoo import config_fields
 from instseg.training.recipe import Recipe, load_recipe, parse_value, read_recipe, recipe_names, write_recipe
 
 CALL_ONLY = {"data", "split", "weights", "device", "workers"}
-MODEL_FIELDS = ["tower_channels", "input_short", "score_threshold"]
+MODEL_FIELDS = ["tower_channels", "input_short", "candidate_threshold"]
 
 
 def test_the_bundled_recipes() -> None:

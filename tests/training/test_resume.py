@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from instseg.training.checkpoint import load_state
+from instseg.training.guards import TrainingInterrupted
 from instseg.training.loop import Trainer
-from instseg.training.watch import TrainingInterrupted
 
 Make = Callable[..., Trainer]
 # Everything with a memory: momentum of AdamW, averages, a schedule, augmentation, norms, accumulation.

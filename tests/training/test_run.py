@@ -9,8 +9,8 @@ import torch
 import yaml
 
 from instseg.core.errors import CheckpointError, ConfigError, DataError
-from instseg.infer.model import load
-from instseg.models import build_config
+from instseg.model.instance_model import load
+from instseg.models.zoo import build_config
 from instseg.training import plan
 from instseg.training.checkpoint import load_state
 from instseg.training.recipe import Recipe
@@ -130,11 +130,11 @@ def test_weights_bring_the_models_structure_whatever_the_default_recipe_says(
 ) -> None:
     result = train(
         coco_folder, out=tmp_path, weights=finished, device="cpu", progress=False,
-        overrides={"epochs": 1, "lr": 1e-12, "workers": 0, "ema_decay": 0, "score_threshold": 0.2},
+        overrides={"epochs": 1, "lr": 1e-12, "workers": 0, "ema_decay": 0, "candidate_threshold": 0.2},
     )  # fmt: skip
     began, ended = load(finished / "best.safetensors"), load(tmp_path / "last.safetensors")
     assert result["epochs"] == 1 and ended.name == "solov2_r18"
-    assert ended.config == began.config.model_copy(update={"score_threshold": 0.2})
+    assert ended.config == began.config.model_copy(update={"candidate_threshold": 0.2})
     assert torch.allclose(ended.net.fpn.lateral[0].weight, began.net.fpn.lateral[0].weight, atol=1e-6)  # type: ignore[union-attr,index]
 
 
@@ -204,7 +204,7 @@ def test_on_error_skip_goes_on_with_the_readable_images(write_squares: Any, tmp_
 def test_missing_backbone_weights_are_told_and_recorded(
     coco_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("instseg.infer.model.imagenet_reachable", lambda backbone: False)
+    monkeypatch.setattr("instseg.model.instance_model.imagenet_reachable", lambda backbone: False)
     small(coco_folder, tmp_path, backbone_weights="auto")
     assert "warning: no ImageNet weights" in (tmp_path / "log.txt").read_text()
     config = (tmp_path / "config.yaml").read_text()

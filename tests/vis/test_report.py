@@ -16,7 +16,7 @@ def test_page_is_complete_in_itself(tmp_path: Path) -> None:
     report = Report("Demo", "what it is")
     report.numbers({"AP": "0.5"})
     report.table(["", "AP"], [["masks", "0.5"]])
-    report.facts({"licence": "CC0"})
+    report.facts({"license": "CC0"})
     report.pictures([Picture(np.zeros((5, 7, 3), np.uint8), "prediction"), Picture(tmp_path / "plot.png", "plot")])
     page = report.html()
     assert "http" not in page and str(tmp_path) not in page

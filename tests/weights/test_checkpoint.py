@@ -2,8 +2,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from instseg.core.categories import Categories
 from instseg.core.errors import CheckpointError
-from instseg.core.meta import Categories
 from instseg.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
 CHECKPOINT = Checkpoint(

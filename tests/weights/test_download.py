@@ -171,7 +171,7 @@ def refusal() -> str:
 
 def test_coco_is_the_permissive_solov2_on_r50_and_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     entry = CATALOGUE["coco"]
-    assert (entry.model, entry.code, entry.licence) == ("solov2_r50", "mmdetection", "Apache-2.0")
+    assert (entry.model, entry.code, entry.license) == ("solov2_r50", "mmdetection", "Apache-2.0")
     assert entry.sha256 == "fed092d4" and entry.file.endswith("-fed092d4.pth")
     assert main(["models"]) == 0
     assert "coco" in capsys.readouterr().out

@@ -7,7 +7,7 @@ import torch
 
 import instseg
 from instseg.core.errors import CheckpointError
-from instseg.models import MODELS, build_config, build_net
+from instseg.models.zoo import MODELS, build_config, build_net
 from instseg.weights.catalogue import CATALOGUE, cache_folder, obtain
 from instseg.weights.coco_names import coco_categories
 from instseg.weights.published import read_published

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from instseg.core.categories import Categories
 from instseg.core.errors import CheckpointError
-from instseg.core.meta import Categories
-from instseg.infer.model import InstanceModel
-from instseg.models import build_config
+from instseg.model.instance_model import InstanceModel
+from instseg.models.zoo import build_config
 from instseg.training.checkpoint import save_state
 from instseg.weights.run_folder import read_run_folder
 

@@ -57,7 +57,7 @@ app.add_typer(data.app, name="data")
 
 def _version(asked: bool) -> None:
     if asked:
-        from instseg.infer.environment import environment
+        from instseg.core.environment import environment
 
         for name, value in environment().items():
             typer.echo(f"{name} {value}")

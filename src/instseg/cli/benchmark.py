@@ -47,9 +47,9 @@ def benchmark(
     instseg benchmark solov2_r50 --out r50.json
     ```
     """
+    from instseg.apps.benchmark import benchmark as run
     from instseg.core.errors import ConfigError
     from instseg.core.files import make_writable
-    from instseg.infer.benchmark import benchmark as run
 
     if out is not None:
         make_writable(out.parent, ConfigError)  # now rather than after the work

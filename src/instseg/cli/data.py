@@ -45,8 +45,8 @@ def check(
     instseg data check shapes
     ```
     """
-    from instseg.data.check import check_dataset
-    from instseg.infer.progress import progress_bar
+    from instseg.core.progress import progress_bar
+    from instseg.inspect.check import check_dataset
 
     report = check_dataset(
         data,

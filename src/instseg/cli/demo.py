@@ -27,6 +27,6 @@ def demo(
     instseg demo --out nuclei
     ```
     """
-    from instseg.infer.demo import run_demo
+    from instseg.apps.demo import run_demo
 
     run_demo(out=out, device=device)

@@ -28,10 +28,10 @@ def explain(
     device: Device = None,
     debug: Debug = False,
 ) -> None:
-    """Show how a SODAR model makes a mask from neighbouring representations.
+    """Show how a SODAR model makes a mask from neighboring representations.
 
     One picture an object. Upper row: the image with the gathered cells, which are squares between the grid's cells
-    where neighbours are deformable; their raw representations; the context. Lower row: the mask, and what each of
+    where neighbors are deformable; their raw representations; the context. Lower row: the mask, and what each of
     these inputs adds to it (red) or takes from it (blue).
 
     **Examples**
@@ -41,8 +41,8 @@ def explain(
     instseg explain best.safetensors cells.png --object 1 --object 7 --out why
     ```
     """
-    from instseg.infer.explain import explain_image, write_explanations
-    from instseg.infer.folders import results_folder
+    from instseg.apps.explain import explain_image, write_explanations
+    from instseg.core.folders import results_folder
 
     with results_folder(out, "explain") as folder:
         net = open_model(model, overrides or [], device)

@@ -28,8 +28,8 @@ def models(
     instseg models coco
     ```
     """
+    from instseg.apps.zoo import find_models, recorded_counts, summarize
     from instseg.cli.tables import file_page, model_page, models_table
-    from instseg.infer.zoo import find_models, recorded_counts, summarise
     from instseg.weights.catalogue import CATALOGUE
 
     if name in CATALOGUE:
@@ -37,7 +37,7 @@ def models(
         return
     found = find_models(name or "*")
     if name in found:
-        typer.echo(model_page(summarise(name)))
+        typer.echo(model_page(summarize(name)))
     else:
         counts = recorded_counts()
-        typer.echo(models_table([summarise(each, counts.get(each)) for each in found]))
+        typer.echo(models_table([summarize(each, counts.get(each)) for each in found]))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from instseg.infer.model import InstanceModel
+    from instseg.model.instance_model import InstanceModel
 
 MACHINE = "Machine"
 
@@ -104,9 +104,9 @@ def open_model(name: str, words: Iterable[str], device: str | None) -> "Instance
     """The model that the user named, with `key=value` laid over its configuration, on the device asked for."""
     fields = parse_overrides(words)
 
-    from instseg.infer.environment import pick_device
-    from instseg.infer.model import resolve_model
-    from instseg.infer.reconfigure import reconfigure
+    from instseg.core.environment import pick_device
+    from instseg.model.instance_model import resolve_model
+    from instseg.model.with_config import reconfigure
     from instseg.training.recipe import parsed
 
     target = pick_device(device)

@@ -70,7 +70,7 @@ def predict(
     instseg predict nuclei scan.tif --score 0.5 --no-overlays max_instances=1000
     ```
     """
-    from instseg.infer.run import predict_sources
+    from instseg.predict.predict_files import predict_sources
 
     words = [word for word in sources if is_override(word)]
     summary = predict_sources(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from instseg.infer.zoo import ModelSummary
+    from instseg.apps.zoo import ModelSummary
     from instseg.weights.catalogue import PublishedFile
 
 LONGEST_CLASS_LIST = 20
@@ -84,7 +84,7 @@ def file_page(name: str, file: "PublishedFile") -> str:
     facts = {
         "model": file.model,
         "code base": file.code,
-        "licence": file.licence,
+        "license": file.license,
         "AP": f"{file.ap:.1f} (masks, COCO val2017, as its publishers state it)",
         "address": f"{file.url}{_digest(file)}",
         "file": f"{place}{'' if place.is_file() else ' (not there yet: downloaded at first use)'}",
@@ -107,9 +107,9 @@ def model_page(model: "ModelSummary") -> str:
     width = max(len(field) for field in (*facts, *model.config))
     lines = [model.name, *(f"  {name:<{width}}  {value}" for name, value in facts.items())]
     if model.files:
-        rows = [[f.name, f.code, f"{f.ap:.1f}", f.recipe, f.licence] for f in model.files]
+        rows = [[f.name, f.code, f"{f.ap:.1f}", f.recipe, f.license] for f in model.files]
         lines += ["", "published checkpoints, each a name for --weights, convert, val and predict"]
-        lines += ["  " + line for line in table(["name", "code base", "AP", "recipe", "licence"], rows, 5).split("\n")]
+        lines += ["  " + line for line in table(["name", "code base", "AP", "recipe", "license"], rows, 5).split("\n")]
         lines += [f"  {f.name}: {f.url}{_digest(f)}" for f in model.files]
     lines += ["", "configuration, each a key=value of train, val and predict"]
     lines += [f"  {name:<{width}}  {_value(value)}" for name, value in model.config.items()]

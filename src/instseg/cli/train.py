@@ -108,8 +108,8 @@ def train(
     """
     overrides = parse_overrides(fields or ())
 
+    from instseg.training.guards import TrainingInterrupted
     from instseg.training.run import train as run
-    from instseg.training.watch import TrainingInterrupted
 
     try:
         run(

@@ -79,13 +79,13 @@ def val(
     instseg val nuclei nuclei-mini
     instseg val runs/train path/to/folder --split val
     instseg val coco path/to/coco --batch 4
-    instseg val best.safetensors annotations/val.json --tta score_threshold=0.05
+    instseg val best.safetensors annotations/val.json --tta candidate_threshold=0.05
     ```
     """
     from instseg.cli.tables import metrics_table
-    from instseg.infer.environment import cores
-    from instseg.infer.evaluate import evaluate
-    from instseg.infer.folders import results_folder
+    from instseg.core.environment import cores
+    from instseg.core.folders import results_folder
+    from instseg.evaluation.evaluate import evaluate
 
     with results_folder(out, "val") as folder:
         metrics = evaluate(

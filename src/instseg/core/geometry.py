@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class View:
+class InputGeometry:
     """What part of an image a network input shows.
 
     Attributes:
@@ -22,6 +22,13 @@ class View:
     size: tuple[int, int]
     image_size: tuple[int, int]
     offset: tuple[int, int] = (0, 0)
+
+    def boxes_to_image(self, boxes: Tensor) -> Tensor:
+        """Boxes (M, 4) xyxy in pixels of the input, in pixels of the image, clipped to the part that is shown."""
+        (h, w), (height, width), (top, left) = self.content, self.size, self.offset
+        factor = boxes.new_tensor([width / w, height / h]).repeat(2)
+        limit = boxes.new_tensor([width, height]).repeat(2)
+        return (boxes * factor).clamp(min=0).minimum(limit) + boxes.new_tensor([left, top]).repeat(2)
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Placement:
     offset: tuple[int, int] = (0, 0)
 
     @classmethod
-    def of(cls, view: View, grid: tuple[int, int], upsample: int) -> "Placement":
+    def of(cls, view: InputGeometry, grid: tuple[int, int], upsample: int) -> "Placement":
         """Maps of ``grid`` (h, w) at 1/``upsample`` of the padded input that shows ``view``."""
         return cls(grid, upsample, view.content, view.size, view.offset)
 
@@ -88,7 +95,7 @@ def _two_step_weights(grid: int, upsample: int, content: int, size: int) -> Tens
     first = bilinear_weights(grid, grid * upsample, 1.0 / upsample)[:content]
     if content == size:
         return first
-    # A row of the second step picks two neighbours, so it is applied by index: (size, content) is never built.
+    # A row of the second step picks two neighbors, so it is applied by index: (size, content) is never built.
     low, high, part = _source(content, size, content / size)
     return first[low] * (1 - part)[:, None] + first[high] * part[:, None]
 

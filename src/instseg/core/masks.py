@@ -12,7 +12,7 @@ from torch import Tensor
 
 from instseg.core import rle as rle_codes
 from instseg.core.errors import DataError
-from instseg.core.geometry import Placement, mask_extents
+from instseg.core.geometry import InputGeometry, Placement, mask_extents
 from instseg.core.rle import RLE, BoolArray
 
 # Rendered in blocks of this side: the matrices of a block stay in cache, and its cost per pixel does not grow with
@@ -54,7 +54,7 @@ class Masks:
         """
         self.values = values
         self.window_boxes = windows.cpu()
-        self.core_boxes = cores.cpu()
+        self.foreground_boxes = cores.cpu()
         self.placements = tuple(placements)
         self.which = which.cpu()
         self.image_size = image_size
@@ -95,6 +95,21 @@ class Masks:
         return cls(flat, windows, cores, (placement,), which, image_size or placement.size, threshold)
 
     @classmethod
+    def from_maps(
+        cls, soft: Tensor, size: tuple[int, int], stride: int, threshold: float = 0.5, floor: float = 0.01
+    ) -> "Masks":
+        """Masks from maps at a fraction of a network input.
+
+        Args:
+            soft: (M, h, w) float in [0, 1]; they are enlarged by ``stride`` (bilinear) and cut to ``size``.
+            size: (H, W) of the input without padding.
+            stride: pixels of the input a map cell.
+            threshold, floor: as in :meth:`from_soft`.
+        """
+        placement = Placement((int(soft.shape[1]), int(soft.shape[2])), stride, size, size)
+        return cls.from_soft(soft, placement, size, threshold, floor)
+
+    @classmethod
     def from_bool(cls, masks: Tensor) -> "Masks":
         """Masks that are already at image size: (M, H, W) bool or uint8."""
         height, width = masks.shape[-2:]
@@ -111,7 +126,7 @@ class Masks:
         joined = cls(
             torch.cat([p.values for p in parts]),
             torch.cat([p.window_boxes for p in parts]),
-            torch.cat([p.core_boxes for p in parts]),
+            torch.cat([p.foreground_boxes for p in parts]),
             placements,
             torch.cat(which),
             parts[0].image_size,
@@ -122,12 +137,29 @@ class Masks:
             joined._rles = [code for codes in known for code in codes or ()]
         return joined
 
+    def to_image(self, geometry: "InputGeometry") -> "Masks":
+        """Masks in pixels of a network input, in the image that it shows."""
+        if any(p.offset != (0, 0) or p.size != geometry.content for p in self.placements):
+            raise ValueError(f"masks that do not cover an input of {geometry.content} cannot be brought to its image")
+        placements = [replace(p, size=geometry.size, offset=geometry.offset) for p in self.placements]
+        return Masks(
+            self.values,
+            self.window_boxes,
+            self.foreground_boxes,
+            placements,
+            self.which,
+            geometry.image_size,
+            self.threshold,
+        )
+
     def at_size(self, size: tuple[int, int]) -> "Masks":
         """The same masks for the image at another size (H, W); each must cover the whole image, not a tile of it."""
         if any(p.offset != (0, 0) or p.size != self.image_size for p in self.placements):
             raise ValueError("masks of a part of the image cannot be brought to another size")
         placements = [replace(p, size=size) for p in self.placements]
-        return Masks(self.values, self.window_boxes, self.core_boxes, placements, self.which, size, self.threshold)
+        return Masks(
+            self.values, self.window_boxes, self.foreground_boxes, placements, self.which, size, self.threshold
+        )
 
     def __len__(self) -> int:
         return len(self.which)
@@ -140,7 +172,7 @@ class Masks:
         part = Masks(
             torch.cat(values) if values else self.values[:0],
             self.window_boxes[chosen],
-            self.core_boxes[chosen],
+            self.foreground_boxes[chosen],
             self.placements,
             self.which[chosen],
             self.image_size,
@@ -162,7 +194,7 @@ class Masks:
         moved = Masks(
             self.values.to(device),
             self.window_boxes,
-            self.core_boxes,
+            self.foreground_boxes,
             self.placements,
             self.which,
             self.image_size,
@@ -251,7 +283,7 @@ class Masks:
         """Each mask's own box: ``(index, top, left, window)``, window a boolean array (h, w), possibly (0, 0)."""
         masks = self.cpu()
         for i in range(len(masks)):
-            top, bottom, left, right = masks._extent(i, masks.core_boxes[i])
+            top, bottom, left, right = masks._extent(i, masks.foreground_boxes[i])
             out = np.zeros((bottom - top, right - left), dtype=bool)
             for rows, columns in masks._blocks(top, bottom, left, right):
                 block = masks._render(i, rows, columns).numpy() > masks.threshold
@@ -295,7 +327,7 @@ class Masks:
 
     def polygons(self) -> list[list[Polygon]]:
         """For each mask its parts, for each part its rings ``(K, 2)`` xy in image pixels, closed: the outer ring
-        first, then the holes. A pixel belongs to a part when its centre lies inside the outer ring and in no hole."""
+        first, then the holes. A pixel belongs to a part when its center lies inside the outer ring and in no hole."""
         return [_trace(window, top, left) for _, top, left, window in self.windows()]
 
 
@@ -320,7 +352,7 @@ def select(length: int, index: Any) -> Tensor:
 
 
 def _sampled(cells: npt.NDArray[np.float32], weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """``weights @ cells`` for weights (P, k) with at most three neighbouring non-zero entries a row.
+    """``weights @ cells`` for weights (P, k) with at most three neighboring non-zero entries a row.
 
     NumPy's element-wise arithmetic stays on one core. Matrix products wait for all threads of their library at every
     small mask, which made rendering five times slower on a machine that had anything else to do.
@@ -347,6 +379,6 @@ def _trace(window: BoolArray, top: int, left: int) -> list[Polygon]:
     for points, offsets in zip(*traced, strict=True):
         xy = np.asarray(points) + np.array(
             [left - 0.5, top - 0.5]
-        )  # a pixel's centre is half a pixel in, the pad one out
+        )  # a pixel's center is half a pixel in, the pad one out
         parts.append([xy[a:b] for a, b in pairwise(offsets)])
     return parts

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from instseg.data.index import Index
+from instseg.data.formats.index import Index
 
 Crowd: TypeAlias = Literal["auto", "ignore", "object"]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]

@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from instseg.core import rle as rle_codes
+from instseg.core.categories import Categories
 from instseg.core.errors import DataError, did_you_mean
-from instseg.core.meta import Categories
 from instseg.data.batch import Batch, Sample, collate
-from instseg.data.cache import read_index
 from instseg.data.crowds import Crowd, decide_crowds
+from instseg.data.formats.cache import read_index
+from instseg.data.formats.index import Index, IndexedRecords
 from instseg.data.formats.layout import Located, locate
 from instseg.data.formats.layout import splits as _splits
-from instseg.data.images import ImageRule, read_image
-from instseg.data.index import Index, IndexedRecords
+from instseg.data.images.read import ImageRule, read_image
 from instseg.data.opening import HEADERS, open_pictures
 from instseg.data.records import (
     Annotation,
@@ -33,7 +33,7 @@ from instseg.data.records import (
     Severity,
     left_out_text,
 )
-from instseg.data.transforms import Scene, Shot, Transform, untouched
+from instseg.data.transforms.augment import RawSample, Shot, Transform, untouched
 
 __all__ = [
     "Annotation",
@@ -80,14 +80,15 @@ class InstanceDataset(Dataset[Sample]):
         Args:
             records: what the data set holds; may be a lazy sequence.
             categories: what the labels of the records mean.
-            transform: of :func:`~instseg.data.transforms.build_transform`; None leaves images as they are.
+            transform: of :func:`~instseg.data.transforms.augment.build_transform`; None leaves images as they are.
             seed: of the augmentation.
             name: of the data set, for people.
             split: which part of it this is.
             read: gives the image (3, H, W) uint8 of a record; by default its file is read.
             on_error: what happens when an image turns out broken while it is read: ``"raise"`` a DataError,
                 or ``"skip"`` it, that is take the next readable image in its place, with a warning.
-            image_rule: how its files become pixels; by default as :func:`~instseg.data.images.read_image` does alone.
+            image_rule: how its files become pixels; by default as
+                :func:`~instseg.data.images.read.read_image` does alone.
             problems: what was found when it was opened.
         """
         self.records = records
@@ -219,10 +220,10 @@ class InstanceDataset(Dataset[Sample]):
         shot: Shot = (self.transform or untouched)(scene, rng, self._other)
         return Sample(shot.image, shot.boxes, shot.labels, shot.masks, record.image_id, index)
 
-    def _other(self, rng: np.random.Generator) -> Scene:
+    def _other(self, rng: np.random.Generator) -> RawSample:
         return self._scene(int(rng.integers(len(self))))[0]
 
-    def _scene(self, index: int) -> tuple[Scene, Record]:
+    def _scene(self, index: int) -> tuple[RawSample, Record]:
         for step in range(len(self)):
             record = self.records[(index + step) % len(self)]
             try:
@@ -232,7 +233,7 @@ class InstanceDataset(Dataset[Sample]):
                     raise
                 warnings.warn(f"skipped an image: {error}", stacklevel=2)
                 continue
-            return Scene(image, [a for a in record.annotations if not a.crowd]), record
+            return RawSample(image, [a for a in record.annotations if not a.crowd]), record
         raise DataError(f"{self.name}: no image of split {self.split} can be read; check the files.")
 
 

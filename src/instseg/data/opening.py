@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from instseg.core.errors import DataError
 from instseg.data.formats.files import Found, ImageFinder
+from instseg.data.formats.index import Index, Pictures, image_name
 from instseg.data.formats.layout import SPLIT_WORDS, Located
-from instseg.data.images import ImageRule, find_full_scale, image_size
-from instseg.data.index import Index, Pictures, image_name
+from instseg.data.images.read import ImageRule, find_full_scale, image_size
 from instseg.data.records import Problem, Report, Severity
 
 # Of a data set of at most so many images every header is read when it is opened; of a larger one some of them, and the

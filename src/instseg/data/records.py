@@ -75,7 +75,7 @@ class Problem:
     """A defect of a data set.
 
     Attributes:
-        kind: a short name, for example ``"missing_image"`` (all of them: ``instseg.data.check.KINDS``).
+        kind: a short name, for example ``"missing_image"`` (all of them: ``instseg.inspect.check.KINDS``).
         severity: ``"error"`` for what training refuses, ``"left_out"`` for a record that it leaves out and counts,
             ``"warning"`` for what is used as it is.
         file: the file that holds the defect.

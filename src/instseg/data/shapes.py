@@ -1,4 +1,4 @@
-"""The built-in data set ``shapes``: coloured shapes covering each other on a textured ground, drawn on demand."""
+"""The built-in data set ``shapes``: colored shapes covering each other on a textured ground, drawn on demand."""
 
 import math
 from collections.abc import Callable
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from instseg.core import rle as rle_codes
+from instseg.core.categories import Categories
 from instseg.core.errors import ConfigError
-from instseg.core.meta import Categories
 from instseg.data.dataset import InstanceDataset
 from instseg.data.records import Annotation, IntArray, Record, Records
 
@@ -36,7 +36,7 @@ def _square(x: FloatArray, y: FloatArray) -> BoolArray:
 
 
 def _triangle(x: FloatArray, y: FloatArray) -> BoolArray:
-    # Equilateral with altitude 1, its centre at the origin: each side lies a third of the altitude away.
+    # Equilateral with altitude 1, its center at the origin: each side lies a third of the altitude away.
     slanted = np.abs(x) * math.sin(math.pi / 3) - y * 0.5
     return (y <= 1 / 3) & (slanted <= 1 / 3)
 
@@ -196,7 +196,7 @@ class _Canvas:
             turn = float(rng.uniform(0, 2 * math.pi))
             rows = slice(int(y - radius), min(side, math.ceil(y + radius)))
             columns = slice(int(x - radius), min(side, math.ceil(x + radius)))
-            # The centre of a pixel lies half a pixel from its corner.
+            # The center of a pixel lies half a pixel from its corner.
             dy = (np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] + (0.5 - y)) / size
             dx = (np.arange(columns.start, columns.stop, dtype=np.float32)[None] + (0.5 - x)) / size
             cos, sin = math.cos(turn), math.sin(turn)
@@ -248,13 +248,13 @@ def _ground(side: int, rng: np.random.Generator) -> FloatArray:
 
 
 def _surface(size: tuple[int, ...], rng: np.random.Generator) -> FloatArray:
-    """A strong colour with some light and shade: (h, w, 3) in 0-255."""
+    """A strong color with some light and shade: (h, w, 3) in 0-255."""
     hue, saturation, value = rng.uniform(0, 6), rng.uniform(0.6, 1), rng.uniform(0.55, 1)
     channels = np.array([5, 3, 1]) + hue
     wheel = np.clip(np.minimum(channels % 6, 4 - channels % 6), 0, 1)
-    colour = (255 * value * (1 - saturation * wheel)).astype(np.float32)
+    color = (255 * value * (1 - saturation * wheel)).astype(np.float32)
     shade = 1 + 0.15 * _clouds((size[0], size[1]), 3, rng)
-    surface: FloatArray = colour * shade[..., None]
+    surface: FloatArray = color * shade[..., None]
     return surface
 
 

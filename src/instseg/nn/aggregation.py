@@ -1,4 +1,4 @@
-"""The aggregation of SODAR (section IV) as a part: raw mask representations of neighbouring locations, a context
+"""The aggregation of SODAR (section IV) as a part: raw mask representations of neighboring locations, a context
 feature and predicted weights in, mask logits out. It knows neither grids nor the method whose maps it is given."""
 
 import math
@@ -18,7 +18,7 @@ SPREAD = 0.001  # standard deviation of the convolution that predicts the weight
 
 
 def resize_aligned(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, h, w) to (B, C, *size), bilinear with the corner pixels' centres on each other."""
+    """(B, C, h, w) to (B, C, *size), bilinear with the corner pixels' centers on each other."""
     if tuple(x.shape[-2:]) == size:
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
@@ -89,7 +89,7 @@ class Aggregation(nn.Module):
         deformable: predict where between the locations each map is sampled, too (section IV-c).
         offset_gradient: factor on the gradient of those offsets.
         start: maps whose mean the small network gives before any training, but for small random differences between
-            instances: the method starts as the host that it is put on. Without any the released initialisation,
+            instances: the method starts as the host that it is put on. Without any the released initialization,
             PyTorch's default, from which small models hardly move.
     """
 
@@ -127,7 +127,7 @@ class Aggregation(nn.Module):
                 nn.init.constant_(conv.bias, prior_bias() if conv.out_channels == 1 else 0.0)
         if start:
             self._start_as_mean_of(list(start))
-        if deformable:  # zeros: training starts from the fixed neighbours
+        if deformable:  # zeros: training starts from the fixed neighbors
             self.offsets = nn.Conv2d(in_channels, 2 * maps, weight_kernel, padding=weight_kernel // 2)
             for parameter in self.offsets.parameters():
                 nn.init.zeros_(parameter)
@@ -166,7 +166,7 @@ class Aggregation(nn.Module):
         return found.tanh() if self.activation == "tanh" else found
 
     def predict_offsets(self, feature: Tensor, cells: Tensor) -> Tensor:
-        """Offsets (N, n, 2), rows and columns in units of cells; only where the neighbours are deformable."""
+        """Offsets (N, n, 2), rows and columns in units of cells; only where the neighbors are deformable."""
         assert self.offsets is not None
         found = conv_at(self.offsets, feature, cells).float().view(-1, self.maps, 2)
         f = self.offset_gradient

@@ -52,7 +52,7 @@ def nms(scores: Tensor, labels: Tensor, iou: Tensor, options: NMSOptions) -> Ten
     return soft_nms(scores, overlap, options.kernel, options.sigma, options.threshold)
 
 
-def survivors(
+def select_top(
     scores: Tensor, labels: Tensor, iou: Tensor, options: NMSOptions, least: float, cap: int
 ) -> tuple[Tensor, Tensor, bool]:
     """What is left after :func:`nms`: positions (M,) and new scores (M,), best first, at least ``least`` and above

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from instseg.core.category_matching import match_categories
 from instseg.core.errors import ConfigError, DataError
 from instseg.data.dataset import InstanceDataset, data_path, open_dataset, splits
 from instseg.data.formats.layout import locate
 from instseg.data.holdout import KEY, LEAST_IMAGES, file_names, hold_out, make_record, parts
-from instseg.data.images import ImageRule
-from instseg.infer.classes import match_categories
-from instseg.infer.evaluate import evaluate
-from instseg.infer.model import InstanceModel
+from instseg.data.images.read import ImageRule
+from instseg.evaluation.evaluate import evaluate
+from instseg.model.instance_model import InstanceModel
 from instseg.training.checkpoint import State
 from instseg.training.loggers import RunLog
 from instseg.training.loop import COLUMNS, Evaluate
-from instseg.training.order import loader_processes
 from instseg.training.recipe import Recipe
+from instseg.training.sampler import loader_processes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

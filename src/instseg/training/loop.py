@@ -23,18 +23,18 @@ from instseg.data.batch import Batch
 from instseg.data.dataset import InstanceDataset
 from instseg.training.checkpoint import replace_with, save_state
 from instseg.training.ema import averaged_model
+from instseg.training.guards import StuckWatch, TrainingError, TrainingInterrupted, check_finite, explain_crash
 from instseg.training.interrupt import Interrupt
 from instseg.training.loggers import RunLog, write_metrics
 from instseg.training.optim import build_optimizer, set_rate
-from instseg.training.order import epoch_batches, epoch_loader, seed_of
 from instseg.training.recipe import Recipe
+from instseg.training.sampler import epoch_batches, epoch_loader, seed_of
 from instseg.training.schedule import rate_factor, total_rate, warmup_updates
-from instseg.training.watch import StuckWatch, TrainingError, TrainingInterrupted, check_finite, explain_crash
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from instseg.infer.model import InstanceModel
+    from instseg.model.instance_model import InstanceModel
 
 Evaluate = Callable[["InstanceModel"], Mapping[str, float]]
 """Takes a model in eval mode; returns columns of metrics.csv, ``ap`` (mask AP) among them. A value below 0 or NaN could

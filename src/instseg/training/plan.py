@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instseg.core.errors import CheckpointError, ConfigError
-from instseg.infer.folders import free_folder
-from instseg.models import build_config, config_fields, fields_from
+from instseg.core.folders import free_folder
+from instseg.models.zoo import build_config, config_fields, fields_from
 from instseg.training.checkpoint import State, load_state
 from instseg.training.recipe import Recipe, load_recipe, read_recipe, split_fields
 from instseg.weights.source import read_weights

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 
 from instseg.core.errors import ConfigError, did_you_mean
 from instseg.data.crowds import Crowd
-from instseg.data.transforms import Augment
+from instseg.data.transforms.augment import Augment
 
 DEFAULT = "finetune"
 ModelFields = Callable[[str], Collection[str]]

@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from instseg._version import __version__
+from instseg.core.environment import pick_device
 from instseg.core.errors import CheckpointError, ConfigError, InstsegError
 from instseg.data.dataset import InstanceDataset
 from instseg.data.holdout import KEY
-from instseg.data.transforms import build_transform
-from instseg.infer.environment import pick_device
-from instseg.infer.model import InstanceModel, create_model
-from instseg.models import MODELS
+from instseg.data.transforms.augment import build_transform
+from instseg.model.instance_model import InstanceModel, create_model
 from instseg.models.config import ModelConfig
+from instseg.models.zoo import MODELS
 from instseg.training.checkpoint import State, replace_file
 from instseg.training.data import TrainingData, make_evaluate, open_training_data
+from instseg.training.guards import TrainingInterrupted
 from instseg.training.interrupt import Interrupt
 from instseg.training.lock import locked
 from instseg.training.loggers import RunLog
 from instseg.training.loop import Trainer
-from instseg.training.order import seed_of
 from instseg.training.plan import Plan, new_folder, new_plan, resumed_folder, resumed_plan
 from instseg.training.recipe import Recipe, parsed, write_recipe
-from instseg.training.watch import TrainingInterrupted
+from instseg.training.sampler import seed_of
 from instseg.weights.catalogue import CATALOGUE
 from instseg.weights.source import BUNDLED
 

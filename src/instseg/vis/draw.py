@@ -10,16 +10,16 @@ import numpy.typing as npt
 
 from instseg.core import rle
 from instseg.core.instances import Instances
-from instseg.vis.colours import UInt8Array, class_colours, darker, ink_on, instance_colours
+from instseg.vis.colors import UInt8Array, class_colors, darker, ink_on, instance_colors
 
-ColourBy = Literal["auto", "instance", "class"]
+ColorBy = Literal["auto", "instance", "class"]
 FloatArray = npt.NDArray[np.float64]
 Float32Array = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 Place = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 
-BLEND = 0.45  # share of the colour inside a mask
-LINE = 0.9  # share of the colour on its outline
+BLEND = 0.45  # share of the color inside a mask
+LINE = 0.9  # share of the color on its outline
 FEW = 6  # up to so many objects all are named, of more only those large enough to carry a name
 MAX_LABELS = 60  # with more objects than this no text is drawn
 
@@ -30,14 +30,14 @@ def draw_instances(
     names: Sequence[str],
     score: float = 0.25,
     *,
-    colour_by: ColourBy = "auto",
+    color_by: ColorBy = "auto",
     text: bool = True,
     zoom: int = 1,
 ) -> UInt8Array:
     """A copy of the image with masks, outlines and names of the objects.
 
     image: (H, W, 3) uint8 RGB. names: of the labels. score: objects below it are not drawn.
-    colour_by: "instance" gives neighbours different colours, "class" every class its own; "auto" is "class" where
+    color_by: "instance" gives neighbors different colors, "class" every class its own; "auto" is "class" where
         several classes are too many objects for names, else "instance".
     text: names with scores, where there is room: best objects first, none over another, none on objects too small to
         carry one, and none at all among more than 60 objects.
@@ -48,7 +48,7 @@ def draw_instances(
     kept = instances[instances.scores >= score]
     labels = kept.labels.tolist()
     texts = [f"{names[label]}  {value:.2f}" for label, value in zip(labels, kept.scores.tolist(), strict=True)]
-    return _draw(image, kept.masks.rle(), labels, texts if text else None, colour_by, zoom)
+    return _draw(image, kept.masks.rle(), labels, texts if text else None, color_by, zoom)
 
 
 def draw_codes(
@@ -57,13 +57,13 @@ def draw_codes(
     labels: Sequence[int],
     names: Sequence[str],
     *,
-    colour_by: ColourBy = "auto",
+    color_by: ColorBy = "auto",
     text: bool = True,
     zoom: int = 1,
 ) -> UInt8Array:
     """The same for masks as run-length codes of the image's size, as ground truth is kept; see
     :func:`draw_instances`."""
-    return _draw(image, codes, labels, [names[label] for label in labels] if text else None, colour_by, zoom)
+    return _draw(image, codes, labels, [names[label] for label in labels] if text else None, color_by, zoom)
 
 
 def _draw(
@@ -71,17 +71,17 @@ def _draw(
     codes: Sequence[rle.RLE],
     labels: Sequence[int],
     texts: Sequence[str] | None,
-    colour_by: ColourBy,
+    color_by: ColorBy,
     zoom: int,
 ) -> UInt8Array:
     boxes = rle.boxes(codes)
     texts = [""] * len(codes) if texts is None else texts
     named = _carries_name(boxes, image.shape[:2], zoom) & np.array([bool(t) for t in texts], dtype=bool)
-    if colour_by == "auto":
+    if color_by == "auto":
         several = len(set(labels)) > 1
-        colour_by = "class" if several and 2 * np.count_nonzero(named) < len(boxes) else "instance"
-    by_class = colour_by == "class"
-    colours = class_colours(np.array(labels, dtype=np.int64)) if by_class else instance_colours(boxes)
+        color_by = "class" if several and 2 * np.count_nonzero(named) < len(boxes) else "instance"
+    by_class = color_by == "class"
+    colors = class_colors(np.array(labels, dtype=np.int64)) if by_class else instance_colors(boxes)
     out = _enlarge(image, zoom)
     line = max(zoom, round(min(out.shape[:2]) / 500))
     peaks = boxes[:, 0].copy()  # (N,) the column of each object's uppermost pixels, where its name belongs
@@ -89,12 +89,12 @@ def _draw(
         top, left, window = rle.decode_window(codes[index])
         if window.size:
             inside = _smooth(window, zoom) if zoom > 1 else window.astype(np.float32)
-            _paint(out, top * zoom, left * zoom, inside, colours[index], line)
+            _paint(out, top * zoom, left * zoom, inside, colors[index], line)
             peaks[index] = left + np.flatnonzero(window[0]).mean()
     if named.any():
         shown: list[int] = np.flatnonzero(named).tolist()
         chosen = [texts[i] for i in shown]
-        return _write_names(out, boxes[shown] * zoom, peaks[shown] * zoom, colours[shown], chosen)
+        return _write_names(out, boxes[shown] * zoom, peaks[shown] * zoom, colors[shown], chosen)
     return out
 
 
@@ -118,19 +118,19 @@ def _smooth(window: BoolArray, zoom: int) -> Float32Array:
     return np.clip((value - 0.5) * zoom + 0.5, 0, 1)
 
 
-def _paint(out: UInt8Array, top: int, left: int, inside: Float32Array, colour: UInt8Array, line: int) -> None:
-    """Blends a colour into a window. inside: (h, w) float32, the share of each pixel that is covered."""
+def _paint(out: UInt8Array, top: int, left: int, inside: Float32Array, color: UInt8Array, line: int) -> None:
+    """Blends a color into a window. inside: (h, w) float32, the share of each pixel that is covered."""
     part = out[top : top + inside.shape[0], left : left + inside.shape[1]]
     edge = inside - _eroded(inside, line)
     share = BLEND * inside + (LINE - BLEND) * edge
     rows, columns = np.nonzero(share)
     pixels = part[rows, columns].astype(np.float32)
-    pixels += (colour.astype(np.float32) - pixels) * share[rows, columns, None]
+    pixels += (color.astype(np.float32) - pixels) * share[rows, columns, None]
     part[rows, columns] = np.rint(pixels).astype(np.uint8)
 
 
 def _eroded(inside: Float32Array, steps: int) -> Float32Array:
-    """The least value of each pixel and its four neighbours, `steps` times; zero lies outside the window."""
+    """The least value of each pixel and its four neighbors, `steps` times; zero lies outside the window."""
     inner = np.pad(inside, 1)
     for _ in range(steps):
         shrunk = inner.copy()
@@ -161,9 +161,9 @@ def _carries_name(boxes: FloatArray, size: tuple[int, ...], zoom: int) -> BoolAr
 
 
 def _write_names(
-    out: UInt8Array, boxes: FloatArray, peaks: FloatArray, colours: UInt8Array, texts: Sequence[str]
+    out: UInt8Array, boxes: FloatArray, peaks: FloatArray, colors: UInt8Array, texts: Sequence[str]
 ) -> UInt8Array:
-    """Names in the objects' colours, best objects first; one that would cover another, or leave the picture, is
+    """Names in the objects' colors, best objects first; one that would cover another, or leave the picture, is
     moved, and left out where no place is free."""
     from PIL import Image, ImageDraw, ImageFont
 
@@ -171,13 +171,13 @@ def _write_names(
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=_font_size(out.shape[:2]))
     taken: list[Place] = []
-    for box, peak, colour, text in zip(boxes, peaks, colours, texts, strict=True):
+    for box, peak, color, text in zip(boxes, peaks, colors, texts, strict=True):
         x0, y0, x1, y1 = draw.textbbox((0, 0), text, font=font)
         pad = (y1 - y0) * 0.35
         place = _free_place(box, float(peak), (x1 - x0 + 2 * pad, y1 - y0 + 2 * pad), picture.size, taken)
         if place is not None:
             taken.append(place)
-            ground = darker(colour, 0.8)
+            ground = darker(color, 0.8)
             draw.rounded_rectangle(place, radius=(place[3] - place[1]) * 0.25, fill=ground)
             middle = ((place[0] + place[2]) / 2, (place[1] + place[3]) / 2)
             draw.text(middle, text, font=font, fill=ink_on(ground), anchor="mm")

@@ -1,4 +1,4 @@
-"""A picture of how a mask is aggregated from neighbouring representations: SODAR figure 6."""
+"""A picture of how a mask is aggregated from neighboring representations: SODAR figure 6."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _INK, _PLACE, _MASK = "#1f2937", "#facc15", "#22d3ee"
 _SIDE = 2.0  # inches of a panel
 _WIDTH = 7.6  # inches that the lines of text need
 _AROUND = 0.75  # margin around the object, share of its box
-_STRONG = 0.5  # change of the soft mask that has the full colour
+_STRONG = 0.5  # change of the soft mask that has the full color
 _LEAST = 64  # pixels, least side of what is shown
 
 

@@ -56,17 +56,17 @@ def _plot_columns(rows: list[Row], names: list[str], title: str, label: str, pat
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _figure(title, "epoch", label)
-    for colour, name in zip(LINES, names, strict=False):
+    for color, name in zip(LINES, names, strict=False):
         points = [(row.get("epoch", i + 1), row[name]) for i, row in enumerate(rows) if name in row]
         x, y = zip(*points, strict=True)
         wide = name in ("loss", "ap", "lr")
         marker = "o" if len(points) <= 30 else None
-        axes.plot(x, y, color=colour, label=_TITLES.get(name, name), lw=2.2 if wide else 1.4, marker=marker, ms=3.5)
+        axes.plot(x, y, color=color, label=_TITLES.get(name, name), lw=2.2 if wide else 1.4, marker=marker, ms=3.5)
         if name == "ap":
             best = max(points, key=lambda point: point[1])
             axes.annotate(
                 f"best {best[1]:.3f}, epoch {best[0]:g}", best, xytext=(0, 9), textcoords="offset points",
-                ha="right" if best[0] > np.mean(x) else "left", color=colour, fontsize=9, fontweight="bold",
+                ha="right" if best[0] > np.mean(x) else "left", color=color, fontsize=9, fontweight="bold",
             )  # fmt: skip
     if label == "average precision":
         axes.set_ylim(0, min(1.0, max(0.1, axes.get_ylim()[1] * 1.05)))
@@ -97,8 +97,8 @@ _TITLES = {
 def plot_precision_recall(curves: Mapping[str, tuple[FloatArray, FloatArray]], path: Path | str, title: str) -> Path:
     """Precision over recall, one line a name. curves: recall and precision, (R,) each in [0, 1], by name."""
     figure, axes = _figure(title, "recall", "precision")
-    for colour, (name, (recall, precision)) in zip(_colours(len(curves)), curves.items(), strict=True):
-        axes.plot(recall, precision, color=colour, lw=2, label=name)
+    for color, (name, (recall, precision)) in zip(_colors(len(curves)), curves.items(), strict=True):
+        axes.plot(recall, precision, color=color, lw=2, label=name)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
     _legend(axes)
@@ -142,7 +142,7 @@ def _write_cells(axes: Axes, matrix: npt.NDArray[np.int64], shares: FloatArray, 
         axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size)
 
 
-def _colours(count: int) -> list[Any]:
+def _colors(count: int) -> list[Any]:
     if count <= len(LINES):
         return list(LINES[:count])
     from matplotlib import colormaps

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from instseg.vis.colours import UInt8Array
+from instseg.vis.colors import UInt8Array
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #111827; --soft: #6b7280; --line: #e5e7eb; --card: #ffffff; --page: #f6f7f9;

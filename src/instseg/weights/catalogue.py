@@ -14,7 +14,7 @@ __all__ = ["CATALOGUE", "COCO", "PublishedFile", "address_of", "cache_folder", "
 _AUTHORS = "https://huggingface.co/xinlongwang/SOLO/resolve/main/"
 _MMDET = "https://download.openmmlab.com/mmdetection/v2.0/"
 _ADELAIDET = "https://huggingface.co/ZjuCv/AdelaiDet/resolve/main/"
-_NON_COMMERCIAL = "non-commercial use only (licence of the code base)"
+_NON_COMMERCIAL = "non-commercial use only (license of the code base)"
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class PublishedFile:
         model: the zoo's name of its model.
         code: whose it is: ``mmdetection``, ``SOLO`` (the authors' repository) or ``AdelaiDet``.
         url: where it lies.
-        licence: as its publishers state it.
+        license: as its publishers state it.
         ap: COCO val2017 mask AP that they state.
         recipe: ours for the same schedule.
         sha256: the beginning of its digest where the publishers state it, else None.
@@ -37,7 +37,7 @@ class PublishedFile:
     model: str
     code: str
     url: str
-    licence: str
+    license: str
     ap: float
     recipe: str
     sha256: str | None = None

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from instseg.core.categories import Categories
 from instseg.core.errors import CheckpointError, ConfigError
-from instseg.core.meta import Categories
 
 FORMAT = "instseg"
 FORMAT_VERSION = "1"
@@ -27,7 +27,7 @@ class Checkpoint:
         config: all fields of its configuration.
         categories: names and source ids.
         state: the tensors, by parameter name.
-        extra: facts about the training, such as the data, AP or licence; JSON values.
+        extra: facts about the training, such as the data, AP or license; JSON values.
     """
 
     model: str

@@ -1,6 +1,6 @@
 """The 80 categories of COCO, which published checkpoints do not name."""
 
-from instseg.core.meta import Categories
+from instseg.core.categories import Categories
 
 _NAMES = """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
 parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag,

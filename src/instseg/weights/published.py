@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from instseg.core.categories import Categories
 from instseg.core.errors import CheckpointError
-from instseg.core.meta import Categories
-from instseg.models import MODELS, build_config, build_net, get_entry
+from instseg.models.zoo import MODELS, build_config, build_net, get_entry
 from instseg.weights.checkpoint import Checkpoint
 from instseg.weights.coco_names import coco_categories
 from instseg.weights.names import rename
@@ -104,8 +104,8 @@ def identify(state: Mapping[str, Tensor], where: str) -> Published:
             f"{where} is no checkpoint of the SOLO family that instseg knows (it holds {first}, ...): give one of "
             "mmdetection, the authors' SOLO repository, AggMask or AdelaiDet."
         )
-    normalised = {k: v for k, v in state.items() if k in ("pixel_mean", "pixel_std")}
-    unknown = [name for name in renamed.unknown if name not in normalised]
+    normalized = {k: v for k, v in state.items() if k in ("pixel_mean", "pixel_std")}
+    unknown = [name for name in renamed.unknown if name not in normalized]
     if unknown:
         raise CheckpointError(
             f"{where} looks like {renamed.code} but {len(unknown)} of its tensors have no place in a model of the "
@@ -120,7 +120,7 @@ def identify(state: Mapping[str, Tensor], where: str) -> Published:
         ) from None
     if renamed.code == "AdelaiDet":
         fields |= CAFFE
-        for name, tensor in normalised.items():  # where the file says how it normalises, it knows best
+        for name, tensor in normalized.items():  # where the file says how it normalizes, it knows best
             fields[name] = tuple(round(float(v), 4) for v in tensor.flatten())
     return Published(renamed.code, fields, renamed.state)
 

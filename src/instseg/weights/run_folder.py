@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from instseg.core.categories import Categories
 from instseg.core.errors import CheckpointError
-from instseg.core.meta import Categories
 from instseg.weights.checkpoint import Checkpoint, read_checkpoint
 from instseg.weights.training_state import State, load_state
 

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from instseg.core.errors import DataError
-from instseg.data.check import check_dataset
 from instseg.data.dataset import ground_truth, open_dataset
-from instseg.data.images import ImageRule
+from instseg.data.images.read import ImageRule
+from instseg.inspect.check import check_dataset
 
 
 def reopened(folder: Any, text: str | bytes) -> Any:

@@ -11,11 +11,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from instseg.core.categories import Categories
 from instseg.core.errors import DataError
-from instseg.core.meta import Categories
+from instseg.data.formats.index import Index, digest_of, stamp_of
 from instseg.data.formats.segmentation import BadSegmentation, check_rle_size, rle_size, shape_of
 from instseg.data.formats.text import Buffer, NotReadable, Text, parse, read_text
-from instseg.data.index import Index, digest_of, stamp_of
 from instseg.data.records import Problem, Problems, Severity, whole_text
 
 # Names by which tools call what is not an object, once spaces and underscores are gone.

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from instseg.data.images import IMAGE_SUFFIXES
+from instseg.data.images.read import IMAGE_SUFFIXES
 
 # A data set's folder is searched this deep, and no further than this many entries.
 _DEPTH = 6

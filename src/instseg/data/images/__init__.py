@@ -1,0 +1,1 @@
+"""Image files of any kind as uint8 RGB."""

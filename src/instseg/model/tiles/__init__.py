@@ -1,0 +1,1 @@
+"""Large images in squares, and one result from theirs."""

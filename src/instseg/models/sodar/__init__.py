@@ -1,0 +1,1 @@
+"""SODAR: masks aggregated from what neighboring cells say."""

@@ -1,0 +1,203 @@
+"""The zoo: one plain dictionary from names to networks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import product
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from torch import nn
+
+from instseg.core.errors import ConfigError, did_you_mean
+from instseg.models.config import ModelConfig, renamed
+from instseg.models.sodar.sodar import SODAR, SODARConfig, SODARSOLOv2, SODARSOLOv2Config
+from instseg.models.solo import decoupled_solo, solov2
+from instseg.models.solo.decoupled_solo import DecoupledSOLO, DecoupledSOLOConfig
+from instseg.models.solo.solo import SOLO, SOLOConfig
+from instseg.models.solo.solov2 import SOLOv2, SOLOv2Config
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One name of the zoo.
+
+    Attributes:
+        method: the method's own name.
+        config: its configuration class.
+        net: its network class, built from a configuration.
+        fields: what this name changes of the configuration's defaults.
+        paper_ap: COCO val2017 mask AP that the authors state for this model, None where they state none.
+        paper_input: (height, width) of the image that operations are counted for, pixels, as the papers count them.
+    """
+
+    method: str
+    config: type[ModelConfig]
+    net: type[nn.Module]
+    fields: Mapping[str, Any]
+    paper_ap: float | None
+    paper_input: tuple[int, int] = (800, 1280)
+
+
+def _solo(paper_ap: float | None, **fields: Any) -> ModelEntry:
+    return ModelEntry("SOLO", SOLOConfig, SOLO, fields, paper_ap)
+
+
+def _single(grid: int) -> ModelEntry:
+    fields = {"backbone": "r50", "pyramid": False, "grids": (grid,), "scale_ranges": ((1, 1e6),)}
+    return ModelEntry("SOLO-single", SOLOConfig, SOLO, fields, None)
+
+
+def _decoupled(paper_ap: float | None, **fields: Any) -> ModelEntry:
+    return ModelEntry("Decoupled SOLO", DecoupledSOLOConfig, DecoupledSOLO, fields, paper_ap)
+
+
+def _decoupled_light(paper_ap: float | None, **fields: Any) -> ModelEntry:
+    fields = {"backbone": "r50", **decoupled_solo.light(), **fields}
+    return ModelEntry("Decoupled SOLO-light", DecoupledSOLOConfig, DecoupledSOLO, fields, paper_ap, (512, 852))
+
+
+def _solov2(paper_ap: float | None, **fields: Any) -> ModelEntry:
+    return ModelEntry("SOLOv2", SOLOv2Config, SOLOv2, fields, paper_ap)
+
+
+def _solov2_light(paper_ap: float | None, backbone: str, size: Literal[448, 512] = 448) -> ModelEntry:
+    fields = {"backbone": backbone, **solov2.light(size)}
+    paper_input = (448, 768) if size == 448 else (512, 852)
+    return ModelEntry("SOLOv2-light", SOLOv2Config, SOLOv2, fields, paper_ap, paper_input)
+
+
+_CLASSES, _HALVED = (50, 40, 24, 16, 12), (20, 18, 12, 8, 6)
+# Mask interpolation (SODAR, section IV-b): finer grids for the classes, coarser ones for the representations.
+_INTERPOLATED: dict[str, dict[str, Any]] = {
+    "": {},
+    "_cls": {"grids": _CLASSES, "mask_grids": (40, 36, 24, 16, 12)},
+    "_mask": {"mask_grids": _HALVED},
+    "_cm": {"grids": _CLASSES, "mask_grids": _HALVED},
+}
+# COCO val2017 mask AP of the paper's tables III to V.
+_SODAR_AP = {
+    "sodar_r50": 37.9,
+    "sodar_r101": 38.6,
+    "sodar_r101_cls": 39.1,
+    "sodar_r101_mask": 38.8,
+    "sodar_r101_cm": 39.0,
+    "sodar_r101_cls_deform": 39.5,
+    "sodar_r101_mask_deform": 39.1,
+    "sodar_solov2_r50": 38.7,
+    "sodar_solov2_r101": 39.4,
+    "sodar_solov2_r101_cls": 39.7,
+    "sodar_solov2_r101_mask": 39.2,
+    "sodar_solov2_r101_cm": 39.4,
+    "sodar_solov2_r101_cls_deform": 40.0,
+    "sodar_solov2_r101_mask_deform": 39.6,
+}
+
+
+def _sodar() -> dict[str, ModelEntry]:
+    """Both hosts, each with every mask interpolation, with and without deformable neighbors."""
+    entries = {}
+    hosts: tuple[tuple[str, str, type[ModelConfig], type[nn.Module]], ...] = (
+        ("sodar", "SODAR", SODARConfig, SODAR),
+        ("sodar_solov2", "SODAR*", SODARSOLOv2Config, SODARSOLOv2),
+    )
+    for (prefix, method, config, net), backbone, (suffix, grids), deformable in product(
+        hosts, ("r50", "r101"), _INTERPOLATED.items(), (False, True)
+    ):
+        name = f"{prefix}_{backbone}{suffix}{'_deform' if deformable else ''}"
+        fields = {"backbone": backbone, **grids, **({"deformable": True} if deformable else {})}
+        entries[name] = ModelEntry(method, config, net, fields, _SODAR_AP.get(name))
+    return entries
+
+
+_DCN: dict[str, Any] = {"dcn": 2, "dcn_towers": "all", "mask_feature_dcn": True}
+
+MODELS: dict[str, ModelEntry] = {
+    "solo_r50": _solo(35.8, backbone="r50"),
+    "solo_r101": _solo(37.1, backbone="r101"),
+    "solo_r50_single_12": _single(12),
+    "solo_r50_single_24": _single(24),
+    "solo_r50_single_36": _single(36),
+    "decoupled_solo_r50": _decoupled(36.4, backbone="r50"),
+    "decoupled_solo_r101": _decoupled(37.9, backbone="r101"),
+    "decoupled_solo_light_r50": _decoupled_light(33.0),
+    "decoupled_solo_light_r50_dcn": _decoupled_light(35.0, dcn=1, dcn_towers="last"),
+    "solov2_r18": _solov2(None, backbone="r18"),
+    "solov2_r34": _solov2(None, backbone="r34"),
+    "solov2_r50": _solov2(37.5, backbone="r50"),
+    "solov2_r101": _solov2(39.1, backbone="r101"),
+    "solov2_r101_dcn": _solov2(41.4, backbone="r101", **_DCN),
+    "solov2_x101_dcn": _solov2(42.4, backbone="x101_64x4d", **_DCN),
+    "solov2_light_448_r18": _solov2_light(29.6, "r18"),
+    "solov2_light_448_r34": _solov2_light(32.0, "r34"),
+    "solov2_light_448_r50": _solov2_light(33.7, "r50"),
+    "solov2_light_512_r50_dcn": _solov2_light(36.4, "r50", 512),
+    "solov2_decoupled_r101": _solov2(39.3, backbone="r101", mask_groups=4, mask_channels=64),
+    "solov2_plus_r101_dcn": _solov2(None, backbone="r101", **_DCN, semantic_weight=1.0, grids=(80, 64, 32, 24, 12)),
+    **_sodar(),
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names of the zoo that match a glob pattern, sorted."""
+    return sorted(name for name in MODELS if fnmatchcase(name, pattern))
+
+
+def get_entry(name: str) -> ModelEntry:
+    """Raises ConfigError, with the nearest name, when the zoo has no ``name``."""
+    if name not in MODELS:
+        raise ConfigError(
+            f'"{name}" is not a model of the zoo.{did_you_mean(name, MODELS)} `instseg models` lists them all.'
+        )
+    return MODELS[name]
+
+
+def config_fields(name: str) -> dict[str, Any]:
+    """The configuration fields of a model and their defaults for that name."""
+    return build_config(name, {}).model_dump()
+
+
+def fields_from(name: str, other: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model takes over of the configuration of a checkpoint of ``other``: everything of the same model, what
+    both have of a host that it extends, and nothing of any other."""
+    if name == other:
+        return dict(config)
+    if not extends(name, other):
+        return {}
+    return {k: v for k, v in config.items() if k in get_entry(name).config.model_fields}
+
+
+def extends(name: str, other: str) -> bool:
+    """True when the network of ``name`` is that of ``other`` with something on top, as SODAR is SOLO's."""
+    if other not in MODELS:
+        return False
+    net, host = get_entry(name).net, get_entry(other).net
+    return net is not host and issubclass(net, host)
+
+
+def build_config(name: str, overrides: Mapping[str, Any]) -> ModelConfig:
+    """The configuration of a model with some fields changed.
+
+    Raises:
+        ConfigError: an unknown field (the error lists the known ones and names the nearest), or a value that a
+            field cannot have.
+    """
+    entry = get_entry(name)
+    overrides = renamed(overrides)
+    known = entry.config.model_fields
+    for field in overrides:
+        if field not in known:
+            raise ConfigError(
+                f'{name} has no field "{field}".{did_you_mean(field, known)} Known fields: {", ".join(known)}.'
+            )
+    try:
+        return entry.config(**{**entry.fields, **overrides})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "configuration"
+        raise ConfigError(f"{name}: {where}={first['input']!r} cannot be used: {first['msg']}.") from None
+
+
+def build_net(name: str, config: ModelConfig) -> nn.Module:
+    """A new network with random weights. Raises ConfigError for a backbone that cannot be used."""
+    return get_entry(name).net(config)

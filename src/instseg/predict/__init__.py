@@ -1,0 +1,1 @@
+"""Any number of images to files that survive a stop."""

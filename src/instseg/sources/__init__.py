@@ -1,0 +1,1 @@
+"""What users name as images, read ahead."""

@@ -1,0 +1,103 @@
+"""The order of the images: a function of (seed, epoch), cut into batches that every process can work out alone."""
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from instseg.core.environment import cores
+from instseg.core.errors import InstsegError
+from instseg.data.batch import Batch, Sample, collate
+from instseg.data.dataset import InstanceDataset
+from instseg.data.workers import batches_of
+
+if TYPE_CHECKING:
+    from instseg.training.recipe import Recipe
+
+Loaded = Sample | InstsegError
+
+
+def seed_of(*position: int) -> int:
+    """A 32-bit seed that differs for every tuple of non-negative integers."""
+    return int(np.random.SeedSequence(position).generate_state(1)[0])
+
+
+def epoch_batches(
+    wide: Sequence[bool] | npt.NDArray[np.bool_], batch: int, group: int, seed: int, epoch: int, by_aspect: bool = False
+) -> list[list[int]]:
+    """Batches of one epoch: each image at least once, in an order drawn from (seed, epoch).
+
+    ``wide`` says of each image whether it is wider than tall; with ``by_aspect`` no batch holds both kinds. The
+    last batches are filled up from the front of the order, so that all batches are full and their number is a
+    multiple of ``group`` (processes × accumulation).
+    """
+    rng = np.random.default_rng(seed_of(seed, epoch))
+    kinds = [np.flatnonzero(np.asarray(wide) == kind) for kind in (True, False)] if by_aspect else []
+    batches: list[list[int]] = []
+    unit = batch if by_aspect else batch * group
+    for members in [kind for kind in kinds if len(kind)] or [np.arange(len(wide))]:
+        order = rng.permutation(members)
+        order = np.resize(order, -(-len(order) // unit) * unit)
+        batches += order.reshape(-1, batch).tolist()
+    order = rng.permutation(len(batches)) if by_aspect else np.arange(len(batches))
+    return [batches[i] for i in np.resize(order, -(-len(order) // group) * group)]
+
+
+class Readable(Dataset[Loaded]):
+    """A data set whose unreadable images come as the error itself.
+
+    An exception raised in a loader process would reach the user wrapped in a traceback; a value does not.
+    """
+
+    def __init__(self, data: InstanceDataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Loaded:
+        try:
+            return self.data[index]
+        except InstsegError as error:
+            return error
+
+
+def _collate(loaded: list[Loaded]) -> Batch | InstsegError:
+    """A batch, or the first error among the samples: raising is left to the main process."""
+    samples = [item for item in loaded if not isinstance(item, InstsegError)]
+    return (
+        collate(samples)
+        if len(samples) == len(loaded)
+        else next(item for item in loaded if isinstance(item, InstsegError))
+    )
+
+
+def loader_processes(workers: int | None, processes: int) -> int:
+    """``workers``, or by default one loader process a free core, at most four."""
+    if workers is not None:
+        return workers
+    return min(4, cores() // processes)
+
+
+def epoch_loader(
+    data: InstanceDataset, batches: list[list[int]], recipe: "Recipe", processes: int, pin: bool
+) -> Generator[Batch]:
+    """The given batches, loaded in this process or in loader processes. Raises what a sample could not be read for."""
+    workers = loader_processes(recipe.workers, processes)
+    loader: DataLoader[Any] = DataLoader(
+        Readable(data),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin,
+        generator=torch.Generator().manual_seed(0),  # leaves the global generator alone
+    )
+    with closing(batches_of(loader)) as loaded:
+        for batch in loaded:
+            if isinstance(batch, InstsegError):
+                raise batch
+            yield batch

@@ -1,0 +1,171 @@
+"""Augmentation: what each field does, and that everything follows from the generator."""
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from instseg.core import rle as rle_codes
+from instseg.core.geometry import mask_extents
+from instseg.data.records import Annotation
+from instseg.data.transforms.augment import Augment, RawSample, Shot, build_transform, draw_view, paste, untouched
+
+
+def scene(seed: int = 0, height: int = 60, width: int = 80, objects: int = 3) -> RawSample:
+    rng = np.random.default_rng(seed)
+    image = torch.from_numpy(rng.integers(0, 256, size=(3, height, width), dtype=np.uint8))
+    annotations = []
+    for number in range(objects):
+        mask = np.zeros((height, width), dtype=np.uint8)
+        y, x = int(rng.integers(0, height - 20)), int(rng.integers(0, width - 20))
+        mask[y : y + 20, x : x + 20] = 1
+        annotations.append(Annotation(number + 1, number, rle_codes.encode(mask), (x, y, x + 20, y + 20), 400.0))
+    return RawSample(image, annotations)
+
+
+def run(augment: Augment, seed: int = 0, source: RawSample | None = None, train: bool = True) -> Shot:
+    transform = build_transform(augment, train)
+    return transform(source or scene(), np.random.default_rng(seed), lambda rng: scene(int(rng.integers(1, 9))))
+
+
+STRONG = Augment(
+    enlarge=1.7,
+    jitter_scale=(0.5, 2),
+    crop=64,
+    flip=0.5,
+    flip_vertical=0.5,
+    rotate90=True,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.1,
+    copy_paste=0.5,
+)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_shot_is_consistent_and_follows_from_the_generator(seed: int) -> None:
+    one, other = run(STRONG, seed), run(STRONG, seed)
+    for a, b in zip(vars(one).values(), vars(other).values(), strict=True):
+        assert torch.equal(a, b)
+    count = len(one.labels)
+    assert one.image.dtype == one.masks.dtype == torch.uint8
+    assert one.masks.shape == (count, *one.image.shape[1:])
+    assert max(one.image.shape) <= 64
+    assert one.boxes.shape == (count, 4)
+    assert one.boxes.dtype == torch.float32
+    assert bool(one.masks.flatten(1).any(1).all())
+    extents = mask_extents(one.masks.bool()).float()
+    assert (one.boxes - extents).abs().max() <= 4  # equal up to the resize to whole pixels
+
+
+def test_different_generators_give_different_shots() -> None:
+    shots = {run(STRONG, seed).image.float().mean().item() for seed in range(8)}
+    assert len(shots) == 8
+
+
+def test_nothing_asked_for_changes_nothing() -> None:
+    source = scene()
+    shot = run(Augment(flip=0.0), source=source)
+    assert torch.equal(shot.image, source.image)
+    assert shot.labels.tolist() == [0, 1, 2]
+    assert torch.equal(untouched(source, np.random.default_rng(0), lambda _: source).masks, shot.masks)
+
+
+def test_flip_mirrors_image_masks_and_boxes() -> None:
+    plain, flipped = run(Augment(flip=0.0)), run(Augment(flip=1.0))
+    assert torch.equal(flipped.image, plain.image.flip(-1))
+    assert torch.equal(flipped.masks, plain.masks.flip(-1))
+    assert torch.equal(flipped.boxes[:, 0], 80 - plain.boxes[:, 2])
+
+
+def test_multi_scale_draws_each_short_side() -> None:
+    augment = Augment(train_short=[120, 180], train_long=1333, flip=0)
+    heights = {run(augment, seed).image.shape[1] for seed in range(12)}
+    assert heights == {120, 180}
+
+
+def test_without_train_nothing_is_random_and_the_largest_size_is_taken() -> None:
+    augment = STRONG.model_copy(update={"enlarge": None, "train_short": [90, 120]})
+    shots = [run(augment, seed, train=False) for seed in range(3)]
+    assert all(shot.image.shape == (3, 120, 160) for shot in shots)
+    assert torch.equal(shots[0].image, shots[1].image)
+
+
+def test_small_images_keep_their_size_when_told() -> None:
+    augment = Augment(train_short=[120], train_enlarge=False, flip=0)
+    assert run(augment).image.shape == (3, 60, 80)
+
+
+def test_large_scale_jitter_covers_its_range() -> None:
+    rng = np.random.default_rng(0)
+    augment = Augment(enlarge=2, jitter_scale=(0.5, 1.5))
+    heights = [draw_view((100, 100), augment, rng).size[0] for _ in range(200)]
+    assert 100 <= min(heights) < 120
+    assert 280 < max(heights) <= 300
+
+
+def test_crop_of_an_object_keeps_only_what_is_seen() -> None:
+    for seed in range(30):
+        shot = run(Augment(enlarge=1, crop=32, flip=0), seed)
+        assert shot.image.shape == (3, 32, 32)
+        assert torch.equal(shot.boxes, mask_extents(shot.masks.bool()).float())
+
+
+@pytest.mark.parametrize("field", ["brightness", "contrast", "saturation", "hue"])
+@pytest.mark.parametrize("enlarge", [0.5, 2.0])
+def test_colors_change_and_masks_do_not(field: str, enlarge: float) -> None:
+    plain = run(Augment(flip=0, enlarge=enlarge))
+    changed = run(Augment(flip=0, enlarge=enlarge, **{field: 0.5}))
+    assert not torch.equal(changed.image, plain.image)
+    assert torch.equal(changed.masks, plain.masks)
+
+
+def test_rotation_by_quarter_turns_occurs_and_is_even() -> None:
+    shapes = [tuple(run(Augment(flip=0, rotate90=True), seed).image.shape) for seed in range(40)]
+    assert 8 <= shapes.count((3, 80, 60)) <= 32
+
+
+def shot_of(boxes: list[tuple[int, int, int, int]], size: tuple[int, int], value: int) -> Shot:
+    masks = torch.zeros(len(boxes), *size, dtype=torch.uint8)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
+        mask[y0:y1, x0:x1] = 1
+    image = torch.full((3, *size), value, dtype=torch.uint8)
+    return Shot(image, masks, torch.tensor(boxes).float().view(-1, 4), torch.arange(len(boxes)))
+
+
+def test_pasted_objects_cover_what_lies_below() -> None:
+    below = shot_of([(0, 0, 10, 10), (20, 20, 30, 30), (4, 4, 6, 6)], (40, 40), 10)
+    above = shot_of([(3, 0, 20, 40)], (40, 20), 200)
+    result = paste(below, above)
+    assert result.labels.tolist() == [0, 1, 0]  # the small one is wholly covered
+    assert result.boxes.tolist() == [[0, 0, 3, 10], [20, 20, 30, 30], [3, 0, 20, 40]]
+    assert (result.masks.sum(0) <= 1).all()
+    assert (result.image[0, :, 3:20] == 200).all()
+    assert (result.image[0, :, 20:] == 10).all()
+    assert (below.image == 10).all()  # the original is left alone
+
+
+def test_pasting_nothing_leaves_the_shot_alone() -> None:
+    below = shot_of([(0, 0, 10, 10)], (40, 40), 10)
+    assert paste(below, shot_of([], (20, 60), 9)) is below
+
+
+def test_copy_paste_adds_objects_of_another_image() -> None:
+    counts = [len(run(Augment(flip=0, copy_paste=1.0), seed).labels) for seed in range(20)]
+    assert max(counts) > 3
+    assert [len(run(Augment(flip=0, copy_paste=0.0), seed).labels) for seed in range(5)] == [3] * 5
+
+
+def test_image_without_objects_gives_empty_targets() -> None:
+    shot = run(STRONG.model_copy(update={"copy_paste": 0.0}), source=scene(objects=0))
+    assert shot.masks.shape == (0, *shot.image.shape[1:])
+    assert shot.boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"flipp": 0.5}, {"flip": 2}, {"jitter_scale": (2, 1)}, {"train_short": []}, {"crop": 3}, {"hue": 0.6}]
+)
+def test_impossible_fields_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Augment(**fields)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from instseg.core.instances import Instances
 from instseg.core.masks import Masks
 from instseg.losses.focal import category_focal_loss
 from instseg.losses.mask import MASK_LOSSES, mask_loss
-from instseg.models.base import Found, ImageBatch, LossTerms, Net, Step, Target
+from instseg.models.base import ClassLayout, Found, ImageBatch, LossTerms, Net, Step, Target
 from instseg.models.solo.assign import Assignment, assign_cells
 from instseg.models.solo.config import GridConfig
 from instseg.nn.backbone import Backbone

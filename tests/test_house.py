@@ -12,6 +12,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "instseg"
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
+MAX_FOLDER_LINES = 2000
+MAX_LINES = 25_000
 
 # room -> the rooms it may import; every room may import itself.
 CORE = {"core", "_version"}
@@ -74,6 +76,63 @@ def _backward_arrows(path: Path) -> list[str]:
     ]
 
 
+def _file_of(module: str) -> Path | None:
+    """The file of a dotted name of ours, the package's for a name that it defines; None for the package `instseg`."""
+    parts = module.split(".")[1:]
+    for length in range(len(parts), 0, -1):
+        path = PACKAGE.joinpath(*parts[:length])
+        if path.with_suffix(".py").is_file():
+            return path.with_suffix(".py")
+        if (path / "__init__.py").is_file():
+            return path / "__init__.py"
+    return None
+
+
+def _import_graph() -> dict[Path, set[Path]]:
+    """File -> the files that it imports, also within functions and for type checking alone."""
+    graph: dict[Path, set[Path]] = {}
+    for path in _sources():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = []
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                names += [f"{node.module}.{alias.name}" for alias in node.names]
+        found = (_file_of(name) for name in names if name.split(".")[0] == "instseg")
+        graph[path] = {file for file in found if file is not None and file != path}
+    return graph
+
+
+def _circles(graph: dict[Path, set[Path]]) -> list[list[str]]:
+    """Files that import each other, directly or round a corner: the strongly connected parts of the graph (Tarjan)."""
+    order: dict[Path, int] = {}
+    low: dict[Path, int] = {}
+    stack: list[Path] = []
+    circles = []
+
+    def visit(file: Path) -> None:
+        order[file] = low[file] = len(order)
+        stack.append(file)
+        for other in graph.get(file, ()):
+            if other not in order:
+                visit(other)
+                low[file] = min(low[file], low[other])
+            elif other in stack:
+                low[file] = min(low[file], order[other])
+        if low[file] == order[file]:
+            part = [stack.pop()]
+            while part[-1] != file:
+                part.append(stack.pop())
+            if len(part) > 1:
+                circles.append(sorted(str(f.relative_to(PACKAGE)) for f in part))
+
+    for file in graph:
+        if file not in order:
+            visit(file)
+    return circles
+
+
 def _sources() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
@@ -119,6 +178,19 @@ def test_an_arrow_that_points_back_is_seen(
     assert len(_backward_arrows(path)) == 1
 
 
+def test_no_two_files_import_each_other() -> None:
+    assert _circles(_import_graph()) == []
+
+
+def test_a_circle_round_a_corner_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "a.py").write_text("from instseg.core.b import x")
+    (tmp_path / "core" / "b.py").write_text("def f():\n    from instseg.core import c")
+    (tmp_path / "core" / "c.py").write_text("if TYPE_CHECKING:\n    from instseg.core.a import y")
+    assert _circles(_import_graph()) == [["core/a.py", "core/b.py", "core/c.py"]]
+
+
 def test_every_room_is_on_the_plan() -> None:
     rooms = {p.name.removesuffix(".py") for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
     assert rooms - {"__init__"} <= set(ALLOWED)
@@ -131,6 +203,16 @@ def test_files_stay_under_500_lines() -> None:
         if (n := len(p.read_text("utf-8").splitlines())) > MAX_FILE_LINES
     }
     assert not long
+
+
+def test_folders_stay_under_2000_lines() -> None:
+    """Of a folder's own files; a room that grows beyond that is split."""
+    lines: dict[str, int] = {}
+    for path in _sources():
+        folder = str(path.parent.relative_to(ROOT))
+        lines[folder] = lines.get(folder, 0) + len(path.read_text("utf-8").splitlines())
+    assert {folder: n for folder, n in lines.items() if n > MAX_FOLDER_LINES} == {}
+    assert sum(lines.values()) <= MAX_LINES
 
 
 def test_functions_stay_under_60_lines() -> None:

@@ -1,33 +1,53 @@
 """What a model's labels mean."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 from instseg.core.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class Categories:
-    """Names and source ids of the classes: contiguous label ``l`` is called ``names[l]`` and the user's own
-    annotation file knows it as category ``ids[l]``.
+class Categories(tuple[str, ...]):
+    """The names of the classes, by label, with the ids that the user's own annotation file gives them.
 
-    Raises:
-        ConfigError: when ``names`` and ``ids`` differ in length or an id occurs twice.
+    It is a tuple of names: label ``l`` is called ``categories[l]``, and equals any tuple of the same names. Two
+    ``Categories`` are equal when their ids are, too.
+
+    Attributes:
+        ids: the category id of each label in the user's file.
     """
 
-    names: tuple[str, ...]
     ids: tuple[int, ...]
 
-    def __post_init__(self) -> None:
-        if len(self.names) != len(self.ids):
-            raise ConfigError(f"{len(self.names)} category names but {len(self.ids)} category ids: give one id a name.")
-        if len(set(self.ids)) != len(self.ids):
-            raise ConfigError(f"category ids {list(self.ids)} are not unique: give every category its own id.")
-
-    def __len__(self) -> int:
-        return len(self.names)
+    def __new__(cls, names: Iterable[str], ids: Iterable[int]) -> "Categories":
+        """Raises ConfigError when ``names`` and ``ids`` differ in length or an id occurs twice."""
+        made = super().__new__(cls, names)
+        made.ids = tuple(ids)
+        if len(made) != len(made.ids):
+            raise ConfigError(f"{len(made)} category names but {len(made.ids)} category ids: give one id a name.")
+        if len(set(made.ids)) != len(made.ids):
+            raise ConfigError(f"category ids {list(made.ids)} are not unique: give every category its own id.")
+        return made
 
     @classmethod
     def from_names(cls, names: Sequence[str]) -> "Categories":
         """Categories whose source ids are the labels themselves, ``0 .. C-1``."""
-        return cls(tuple(names), tuple(range(len(names))))
+        return cls(names, range(len(names)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names alone."""
+        return tuple(self)
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == other and (not isinstance(other, Categories) or self.ids == other.ids)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return f"Categories(names={tuple(self)!r}, ids={self.ids!r})"
+
+    def __reduce__(self) -> tuple[type["Categories"], tuple[tuple[str, ...], tuple[int, ...]]]:
+        return Categories, (tuple(self), self.ids)

@@ -150,3 +150,13 @@ def mask_extents(foreground: Tensor) -> Tensor:
         ends.append((first, torch.where(hit.any(dim=1), last, first)))
     (x0, x1), (y0, y1) = ends
     return torch.stack([x0, y0, x1, y1], dim=1)
+
+
+def fit_factor(height: int, width: int, short: float, long: float) -> float:
+    """The factor that fits an image into ``long`` x ``short``, its ratio kept."""
+    return min(long / max(height, width), short / min(height, width))
+
+
+def scaled(side: int, factor: float) -> int:
+    """A side after resizing, at least one pixel: ``int(side * factor + 0.5)``, as COCO pipelines round."""
+    return max(1, int(side * factor + 0.5))

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from instseg.models.config import Depth, Fraction, ModelConfig, Positive
+from instseg.models.config import Depth, Fraction, InferenceSettings, ModelConfig, Positive
 from instseg.nn.deform import Version
 from instseg.ops.nms import NMSKind, NMSOptions
 from instseg.ops.voting import Voting
@@ -13,7 +13,28 @@ from instseg.ops.voting import Voting
 STRIDES = (8, 8, 16, 32, 32)
 
 
-class GridConfig(ModelConfig):
+class GridSettings(InferenceSettings):
+    """What decoding does; published values by default."""
+
+    candidate_threshold: Fraction = 0.1  # candidates score above it, before masks
+    mask_threshold: Fraction = 0.5
+    nms: NMSKind = "matrix"
+    nms_kernel: Literal["gaussian", "linear"] = "gaussian"  # of Matrix and Soft NMS
+    nms_sigma: Annotated[float, Field(gt=0)] = 2.0  # multiplier in the Gaussian; the paper's 0.5 divides
+    nms_threshold: Fraction = 0.5  # IoU above which Hard and Fast NMS drop a mask, and linear Soft NMS lowers it
+    nms_pre: Positive = 500  # candidates that enter NMS
+    class_agnostic: bool = False  # masks of different classes suppress each other
+    min_score: Fraction = 0.05  # objects score at least this after NMS
+    voting: Voting = "none"  # final masks: mean of the candidates that NMS compared with them (SODAR, table II)
+    voting_threshold: Fraction = 0.85  # IoU with a final mask from which a candidate votes on it
+
+    @property
+    def nms_options(self) -> NMSOptions:
+        """The fields that :func:`~instseg.ops.nms.nms` takes."""
+        return NMSOptions(self.nms, self.nms_kernel, self.nms_sigma, self.nms_threshold, self.class_agnostic)
+
+
+class GridConfig(ModelConfig, GridSettings):
     """Published values by default."""
 
     fpn_channels: Positive = 256
@@ -32,23 +53,6 @@ class GridConfig(ModelConfig):
     category_weight: float = 1.0
     focal_alpha: Fraction = 0.25
     focal_gamma: float = 2.0
-
-    candidate_threshold: Fraction = 0.1  # candidates score above it, before masks
-    mask_threshold: Fraction = 0.5
-    nms: NMSKind = "matrix"
-    nms_kernel: Literal["gaussian", "linear"] = "gaussian"  # of Matrix and Soft NMS
-    nms_sigma: Annotated[float, Field(gt=0)] = 2.0  # multiplier in the Gaussian; the paper's 0.5 divides
-    nms_threshold: Fraction = 0.5  # IoU above which Hard and Fast NMS drop a mask, and linear Soft NMS lowers it
-    nms_pre: Positive = 500  # candidates that enter NMS
-    class_agnostic: bool = False  # masks of different classes suppress each other
-    min_score: Fraction = 0.05  # objects score at least this after NMS
-    voting: Voting = "none"  # final masks: mean of the candidates that NMS compared with them (SODAR, table II)
-    voting_threshold: Fraction = 0.85  # IoU with a final mask from which a candidate votes on it
-
-    @property
-    def nms_options(self) -> NMSOptions:
-        """The fields that :func:`~instseg.ops.nms.nms` takes."""
-        return NMSOptions(self.nms, self.nms_kernel, self.nms_sigma, self.nms_threshold, self.class_agnostic)
 
     @property
     def map_grids(self) -> tuple[int, ...]:

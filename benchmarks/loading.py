@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from instseg.data.dataset import collate, open_dataset
 from instseg.data.transforms.augment import build_transform
-from instseg.model.instance_model import create_model
+from instseg.model.load import create_model
 from instseg.models.zoo import config_fields
 from instseg.training.recipe import load_recipe
 from instseg.training.run import at_model_scale

@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from instseg.core.instances import Instances
-from instseg.model.instance_model import InstanceModel, create_model, resolve_model
+from instseg.model.instance_model import InstanceModel
+from instseg.model.load import create_model, resolve_model
 from instseg.predict.predict_files import predict_sources
 
 BLOCKS = 8

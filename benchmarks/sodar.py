@@ -236,7 +236,7 @@ def measure(model: Any, held_out: Any) -> dict[str, float]:
     from instseg.metrics.coco import evaluate_coco
 
     started = time.perf_counter()
-    ids = match_categories(model.meta, held_out.categories, "auto").ids
+    ids = match_categories(model.categories, held_out.categories, "auto").ids
     results, _ = collect_results(model, held_out, ids, progress=False)
     metrics = evaluate_coco(ground_truth(held_out), results, "segm", 200)
     by_iou = metrics.ap_by_iou

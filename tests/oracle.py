@@ -23,13 +23,16 @@ class Oracle(nn.Module):
         super().__init__()
         self.layer = nn.Linear(1, 1)
         self.frozen = nn.BatchNorm2d(1).eval()
-        self.meta = categories
-        self.categories, self.category_ids = categories.names, categories.ids
+        self.categories = categories
         self.config = SimpleNamespace(max_instances=cap)
         self.name = "oracle"
         self.has_weights = True
         self.extra: dict[str, object] = {}
         self.image_rule = ImageRule()
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        return self.categories.ids
 
     def predict_batch(self, images: list[Tensor]) -> list[Instances]:
         assert not self.training

@@ -13,7 +13,7 @@ _LAZY = {
     "create_model": "instseg.api",
     "train": "instseg.api",
     "evaluate": "instseg.api",
-    "load": "instseg.model.instance_model",
+    "load": "instseg.model.load",
     "Instances": "instseg.core.instances",
     "Masks": "instseg.core.masks",
     "Prediction": "instseg.results.prediction",

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from instseg.model import instance_model as _model
+from instseg.model import load as _model
 
 if TYPE_CHECKING:
     from instseg.model.instance_model import InstanceModel

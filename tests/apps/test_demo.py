@@ -27,8 +27,8 @@ class Knows(nn.Module):
     def __init__(self, dataset: InstanceDataset) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.meta = Categories(("nucleus",), (1,))
-        self.categories, self.category_ids = self.meta.names, self.meta.ids
+        self.categories = Categories(("nucleus",), (1,))
+        self.category_ids = self.categories.ids
         self.config = SimpleNamespace(max_instances=500)
         self.name, self.has_weights = "knows", True
         self.image_rule = ImageRule()

@@ -48,7 +48,8 @@ def test_objects_invented_on_an_image_without_objects_cost_ap(oracle: Any, categ
 def test_folder_holds_metrics_plots_and_results_that_pycocotools_scores_the_same(
     oracle: Any, dataset: InstanceDataset, tmp_path: Path
 ) -> None:
-    oracle.category_ids = oracle.category_ids[::-1]  # bolts are called nuts: pairing goes by name, not by id
+    # bolts are called nuts: pairing goes by name, not by id
+    oracle.categories = Categories(oracle.categories, oracle.category_ids[::-1])
     report = evaluate(oracle, dataset, out=tmp_path, progress=False, max_dets=100)
     assert json.loads((tmp_path / "metrics.json").read_text()) == report
     assert {p.name for p in (tmp_path / "plots").iterdir()} == {"precision_recall.png", "confusion.png"}
@@ -66,14 +67,14 @@ def test_folder_holds_metrics_plots_and_results_that_pycocotools_scores_the_same
 
 
 def test_classes_on_one_side_only_are_reported(oracle: Any, dataset: InstanceDataset) -> None:
-    oracle.categories = ("bolt", "washer")
+    oracle.categories = Categories(("bolt", "washer"), oracle.category_ids)
     report = evaluate(oracle, dataset, progress=False)
     assert report["classes"] == {"matched_by": "names", "only_in_model": ["washer"], "only_in_data": ["nut"]}
     assert report["per_class"][1]["ap"] == 0.0 and report["segm"]["ap"] == pytest.approx(0.5)
 
 
 def test_no_class_in_common_is_refused_before_anything_is_computed(oracle: Any, dataset: InstanceDataset) -> None:
-    oracle.categories = ("cat", "dog")
+    oracle.categories = Categories(("cat", "dog"), oracle.category_ids)
     with pytest.raises(DataError, match="no class in common"):
         evaluate(oracle, dataset, progress=False)
 

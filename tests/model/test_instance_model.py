@@ -4,8 +4,10 @@ import torch
 import instseg
 from instseg.core.categories import Categories
 from instseg.core.errors import CheckpointError, ConfigError
+from instseg.core.shapes import Shapes
 from instseg.data.images.read import ImageRule
-from instseg.model.instance_model import resolve_model
+from instseg.model.load import resolve_model
+from instseg.models.base import Target
 
 NARROW = {
     "backbone": "resnet10t",
@@ -45,9 +47,22 @@ def test_a_batch_is_normalized_then_padded_with_zeros_to_a_multiple_of_32():
 
 
 def test_targets_are_resized_with_their_images():
-    target = {"boxes": torch.tensor([[2.0, 4, 6, 8]]), "masks": torch.ones(1, 10, 20, dtype=torch.uint8)}
+    masks = torch.ones(1, 10, 20, dtype=torch.uint8)
+    target = Target(
+        (10, 20), torch.tensor([0]), torch.tensor([[2.0, 4, 6, 8]]), Shapes.from_masks(masks), masks[0].long()
+    )
     resized = build().preprocess.resize_target(target, (20, 60))
-    assert resized["boxes"].tolist() == [[6, 8, 18, 16]] and resized["masks"].shape == (1, 20, 60)
+    assert resized.size == (20, 60) and resized.boxes.tolist() == [[6, 8, 18, 16]]
+    assert resized.masks.shape == (1, 20, 60) and resized.masks.dtype == torch.uint8
+    assert resized.semantic.shape == (20, 60) and resized.semantic.dtype == torch.int64
+
+
+def test_mattes_are_resized_without_rounding():
+    alpha = torch.tensor([[[0.0, 0.5], [0.5, 1.0]]])
+    target = Target((2, 2), torch.tensor([0]), torch.tensor([[0.0, 0, 2, 2]]), Shapes.from_masks(alpha))
+    resized = build().preprocess.resize_target(target, (8, 8)).masks
+    assert resized.dtype == torch.float32 and resized.unique().numel() > 3
+    torch.testing.assert_close(resized.mean(), alpha.mean())
 
 
 def test_an_image_larger_than_a_tile_is_predicted_at_its_own_size():
@@ -84,7 +99,7 @@ def test_backbone_weights_of_another_model_are_refused(tmp_path):
 
 
 def test_auto_backbone_weights_start_from_scratch_with_one_warning_when_offline(monkeypatch):
-    monkeypatch.setattr("instseg.model.instance_model.imagenet_reachable", lambda backbone: False)
+    monkeypatch.setattr("instseg.model.load.imagenet_reachable", lambda backbone: False)
     with pytest.warns(UserWarning, match="starts from scratch"):
         model = instseg.create_model("solov2_r18", backbone_weights="auto", **NARROW)
     assert model.config.frozen_stages == 0 and model.extra["backbone_weights"] == "none"

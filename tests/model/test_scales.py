@@ -7,7 +7,7 @@ import instseg
 from instseg.core.errors import ConfigError
 from instseg.core.instances import Instances
 from instseg.model.instance_model import InstanceModel
-from instseg.model.scales import fuse, multi_scale, predict_scales
+from instseg.model.pipeline import SCALES
 
 NARROW = {
     "backbone": "resnet10t",
@@ -39,7 +39,7 @@ def image() -> torch.Tensor:
 def test_one_scale_twice_is_that_scale_with_its_duplicates_lowered(model: InstanceModel) -> None:
     found = model.predict_batch([image()])[0]
     once = Instances(torch.tensor([0.8]), found.labels[:1], found.masks[0])
-    fused = fuse([once, once], model, (13, 23))
+    fused = model.net.fuse([once, once], (13, 23))
     assert fused.image_size == (50, 90)
     # One keeps its score, its twin comes out at exp(-sigma) of it.
     torch.testing.assert_close(fused.scores, torch.tensor([0.8, 0.8 * 0.1353353]))
@@ -47,13 +47,11 @@ def test_one_scale_twice_is_that_scale_with_its_duplicates_lowered(model: Instan
 
 
 def test_every_scale_adds_what_it_finds_and_the_order_is_by_score(model: InstanceModel) -> None:
-    found = predict_scales(model, image())
+    found = model.predict_batch([image()], scales=SCALES)[0]
     assert (found.scores.diff() <= 0).all() and len(found) <= model.config.max_instances
     assert len({p.grid for p in found.masks.placements}) > 1
     assert found.masks.bool().shape == (len(found), 50, 90)
-    with multi_scale(model):
-        assert torch.equal(model.predict_batch([image()])[0].scores, found.scores)
-    assert not model.multi_scale
+    assert len(model.predict_batch([image()])[0]) < len(found)
 
 
 def test_masks_keep_their_place_at_another_size(model: InstanceModel) -> None:
@@ -66,4 +64,4 @@ def test_masks_keep_their_place_at_another_size(model: InstanceModel) -> None:
 def test_a_model_that_predicts_in_tiles_is_refused() -> None:
     tiled = instseg.create_model("solov2_r18", 2, **NARROW, tile=64, tile_overlap=32).eval()
     with pytest.raises(ConfigError, match="tile=null"):
-        predict_scales(tiled, image())
+        tiled.predict_batch([image()], scales=SCALES)

@@ -7,7 +7,7 @@ import torch
 
 import instseg
 from instseg.core.categories import Categories
-from instseg.model.instance_model import create_model
+from instseg.model.load import create_model
 
 NARROW = {
     "backbone": "resnet10t",

@@ -30,6 +30,19 @@ def test_a_threshold_changes_and_the_weights_stay(model: InstanceModel) -> None:
     assert model.config.max_instances == 100
 
 
+def test_no_network_is_built_for_a_setting_and_the_parameters_are_shared(
+    model: InstanceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+    monkeypatch.setattr("instseg.model.instance_model.build_net", lambda name, config: built.append(name))
+    changed = reconfigure(model, {"max_instances": 7, "min_score": 0.3, "tile": 64, "tile_overlap": 8})
+    assert built == []
+    assert all(a is b for a, b in zip(changed.parameters(), model.parameters(), strict=True))
+    assert changed.net.config.min_score == 0.3 and model.net.config.min_score != 0.3
+    assert changed.preprocess.config.tile == 64 and model.preprocess.config.tile is None
+    assert changed.extra == model.extra and changed.net is not model.net
+
+
 def test_without_fields_it_is_the_same_model(model: InstanceModel) -> None:
     assert reconfigure(model, {}) is model
 

@@ -12,7 +12,7 @@ import yaml
 from instseg.core.errors import ConfigError, DataError
 from instseg.data.dataset import open_dataset
 from instseg.data.holdout import KEY, held_out
-from instseg.model.instance_model import load
+from instseg.model.load import load
 from instseg.training import data as training_data
 from instseg.training import run
 from instseg.training.checkpoint import load_state

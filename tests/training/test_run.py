@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from instseg.core.errors import CheckpointError, ConfigError, DataError
-from instseg.model.instance_model import load
+from instseg.model.load import load
 from instseg.models.zoo import build_config
 from instseg.training import plan
 from instseg.training.checkpoint import load_state
@@ -204,7 +204,7 @@ def test_on_error_skip_goes_on_with_the_readable_images(write_squares: Any, tmp_
 def test_missing_backbone_weights_are_told_and_recorded(
     coco_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("instseg.model.instance_model.imagenet_reachable", lambda backbone: False)
+    monkeypatch.setattr("instseg.model.load.imagenet_reachable", lambda backbone: False)
     small(coco_folder, tmp_path, backbone_weights="auto")
     assert "warning: no ImageNet weights" in (tmp_path / "log.txt").read_text()
     config = (tmp_path / "config.yaml").read_text()

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 import instseg
 from instseg.cli import main
 from instseg.core.errors import CheckpointError, ConfigError
-from instseg.model.instance_model import resolve_model
+from instseg.model.load import resolve_model
 from instseg.weights.catalogue import CATALOGUE
 from instseg.weights.source import convert, read_weights
 

@@ -15,7 +15,7 @@ import numpy as np
 from instseg.core import rle
 from instseg.core.environment import environment, pick_device
 from instseg.evaluation.evaluate import score_results
-from instseg.model.instance_model import resolve_model
+from instseg.model.load import resolve_model
 from instseg.predict.journal import JOURNAL, PREDICTIONS
 from instseg.predict.predict_files import PredictSummary, predict_sources
 from instseg.results.writers import PICTURE_SCORE, atomic, write_json

@@ -60,7 +60,7 @@ def explain_image(
         ConfigError: a model that aggregates nothing.
         DataError: an image without such objects, or with fewer; a model in training mode.
     """
-    from instseg.model.instance_model import require_weights
+    from instseg.model.ready import require_weights
     from instseg.sources.sources import as_tensor
 
     if not hasattr(model.net, "trace"):

@@ -105,7 +105,7 @@ def open_model(name: str, words: Iterable[str], device: str | None) -> "Instance
     fields = parse_overrides(words)
 
     from instseg.core.environment import pick_device
-    from instseg.model.instance_model import resolve_model
+    from instseg.model.load import resolve_model
     from instseg.model.with_config import reconfigure
     from instseg.training.recipe import parsed
 

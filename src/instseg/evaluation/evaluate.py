@@ -7,23 +7,25 @@ import time
 import warnings
 import zlib
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from instseg.core.categories import Categories
 from instseg.core.category_matching import Match, match_categories
 from instseg.core.environment import pick_device
 from instseg.core.errors import CheckpointError, ConfigError, DataError
 from instseg.core.files import make_writable
+from instseg.core.instances import Instances
 from instseg.core.progress import progress_bar
 from instseg.data.workers import batches_of
 from instseg.metrics.coco import CocoMetrics, evaluate_coco
 from instseg.metrics.confusion import confusion_matrix
-from instseg.model.scales import multi_scale
+from instseg.model.pipeline import SCALES
+from instseg.model.ready import evaluating
 from instseg.results.rows import coco_rows
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ def evaluate(
         progress: draw a bar on a terminal.
         max_dets: detections that count per image and class; None takes the model's own cap, ``config.max_instances``.
         match: how classes are paired, see :func:`instseg.core.category_matching.match_categories`.
-        tta: multi-scale testing, see :func:`instseg.model.scales.predict_scales`.
+        tta: multi-scale testing, see :data:`instseg.model.pipeline.SCALES`.
         on_error: what a defect or an image that cannot be read does to a named data set: ``"raise"``, or ``"skip"`` it
             with a warning.
         crowd: what ``iscrowd`` means in a named data set: ``"auto"``, ``"ignore"`` or ``"object"``.
@@ -86,7 +88,8 @@ def evaluate(
         ConfigError: ``out`` cannot be written.
     """
     from instseg.data.dataset import ground_truth
-    from instseg.model.instance_model import require_weights, resolve_model
+    from instseg.model.load import resolve_model
+    from instseg.model.ready import require_weights
 
     if out is not None:
         make_writable(Path(out), ConfigError)
@@ -99,11 +102,12 @@ def evaluate(
     else:
         dataset = data
     dataset = _read_as_trained(dataset, model)
-    classes = match_categories(Categories(model.categories, model.category_ids), dataset.categories, match)
+    classes = match_categories(model.categories, dataset.categories, match)
     cap = int(model.config.max_instances) if max_dets is None else max_dets
     started, left_out = time.perf_counter(), dataset.left_out_line()
-    with multi_scale(model) if tta else nullcontext():
-        results, skipped = collect_results(model, dataset, classes.ids, batch=batch, workers=workers, progress=progress)
+    results, skipped = collect_results(
+        model, dataset, classes.ids, batch=batch, workers=workers, progress=progress, tta=tta
+    )
     predicted = time.perf_counter()
     truth = without_images(ground_truth(dataset), skipped)
     report = score_results(truth, results, cap, out=None if out is None else Path(out))
@@ -191,10 +195,11 @@ def collect_results(
     batch: int = 1,
     workers: int = 0,
     progress: bool = False,
+    tta: bool = False,
 ) -> tuple[list[dict[str, Any]], list[int]]:
     """COCO results of a whole data set, and the ids of the images that could not be read.
 
-    category_ids: what each label is written as; None leaves its objects out.
+    category_ids: what each label is written as; None leaves its objects out. tta: look at each image at several scales.
 
     An unreadable image raises its DataError, or is left out with one warning when the data set was opened with
     `on_error="skip"`; it is an error when no image can be read. The model comes back in the modes (training or not,
@@ -211,25 +216,20 @@ def collect_results(
     results: list[dict[str, Any]] = []
     unread: list[DataError] = []
     skipped: list[int] = []
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with closing(batches_of(loader)) as batches:
-            for items in progress_bar(batches, "evaluate", len(loader), progress):
-                images, ids = [], []
-                for image, image_id in items:
-                    if isinstance(image, DataError):
-                        if dataset.on_error == "raise":
-                            raise image
-                        unread.append(image)
-                        skipped.append(image_id)
-                    else:
-                        images.append(image)
-                        ids.append(image_id)
-                results += _predict(model, images, ids, category_ids)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    find = partial(model.predict_batch, scales=SCALES) if tta else model.predict_batch
+    with evaluating(model), closing(batches_of(loader)) as batches:
+        for items in progress_bar(batches, "evaluate", len(loader), progress):
+            images, ids = [], []
+            for image, image_id in items:
+                if isinstance(image, DataError):
+                    if dataset.on_error == "raise":
+                        raise image
+                    unread.append(image)
+                    skipped.append(image_id)
+                else:
+                    images.append(image)
+                    ids.append(image_id)
+            results += _rows(find(images), ids, category_ids)
     if unread and len(unread) == len(dataset):
         raise DataError(f"{dataset.name}: no image of split {dataset.split} can be read; first: {unread[0]}")
     if unread:
@@ -241,14 +241,9 @@ def collect_results(
     return results, skipped
 
 
-def _predict(
-    model: InstanceModel, images: list[Tensor], ids: list[int], category_ids: Sequence[int | None]
+def _rows(
+    found: Sequence[Instances], ids: Sequence[int], category_ids: Sequence[int | None]
 ) -> list[dict[str, Any]]:
-    if not images:
-        return []
-    # not inference_mode: a tensor that the model caches here would later refuse to take part in training
-    with torch.no_grad():
-        found = model.predict_batch(images)
     rows: list[dict[str, Any]] = []
     for image_id, instances in zip(ids, found, strict=True):
         known = torch.tensor([category_ids[label] is not None for label in instances.labels.tolist()], dtype=torch.bool)

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import count
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from torch import Tensor
 
+from instseg.core.categories import Categories
 from instseg.core.errors import DataError
 from instseg.core.instances import Instances
-from instseg.model.instance_model import InstanceModel, require_weights
+from instseg.model.ready import Modes, Named, evaluating, require_weights
 from instseg.results.prediction import Prediction
 from instseg.sources.reading import read_ahead, threads_for
 from instseg.sources.sources import Source, find, is_many, names_several
 
 if TYPE_CHECKING:
+    from instseg.data.images.read import ImageRule
     from instseg.sources.sources import ImageLike
 
 Predicted: TypeAlias = tuple[Source, Tensor, Instances | DataError]
+
+
+class Predictor(Modes, Named, Protocol):
+    """What predicts: a model as far as this file knows it."""
+
+    categories: Categories
+
+    @property
+    def image_rule(self) -> ImageRule:
+        """How files become pixels."""
+        ...
+
+    def predict_batch(self, images: Sequence[Tensor]) -> list[Instances]:
+        """The objects of each image, in evaluation mode."""
+        ...
 
 
 class ImageError(DataError):
@@ -38,25 +54,10 @@ class ImageError(DataError):
 
 
 def predict(
-    model: InstanceModel, source: ImageLike | Iterable[ImageLike], *, batch: int = 1
+    model: Predictor, source: ImageLike | Iterable[ImageLike], *, batch: int = 1
 ) -> Prediction | list[Prediction | ImageError]:
-    """The objects of one image, or of each of several.
-
-    One image, also an address or `-`, returns one prediction. A list, or anything else that is iterated over, returns
-    a list: each image has its own place in it, so that ``zip`` with the list works, and where an image cannot be read
-    an :class:`ImageError` takes that place, with a warning. A folder or a glob returns the predictions of the images
-    that can be read, and warns of each of the others. The model predicts in evaluation mode and comes back in the modes
-    that it was in.
-
-    Args:
-        model: with weights.
-        source: as :func:`instseg.sources.sources.expand` takes it.
-        batch: images given to the network at once.
-
-    Raises:
-        DataError: the image, or every one of several, is missing or cannot be read.
-        CheckpointError: the model has no weights.
-    """
+    """:meth:`instseg.model.instance_model.InstanceModel.predict`. The model predicts in evaluation mode and comes back
+    in the modes that it was in."""
     source = list(source) if is_many(source) else source
     found = list(stream(model, source, batch=batch))
     good = [item for item in found if isinstance(item, Prediction)]
@@ -73,30 +74,14 @@ def predict(
 
 
 def stream(
-    model: InstanceModel,
+    model: Predictor,
     source: ImageLike | Iterable[ImageLike],
     *,
     batch: int = 1,
     workers: int | None = None,
 ) -> Generator[Prediction | ImageError]:
-    """The predictions of any number of images, one after the other, in order.
-
-    Images are read ahead in threads, a few at a time, so that memory does not grow with their number. An image that
-    cannot be read, or a path that is not there, is an :class:`ImageError` in its place and stops nothing. Leaving the
-    loop early, or closing the iterator, stops the threads. The model predicts in evaluation mode; between two items it
-    is in the modes that it was in.
-
-    Args:
-        model: with weights.
-        source: as :func:`instseg.sources.sources.expand` takes it. An iterator is taken a few images at a time and may
-            be endless.
-        batch: images given to the network at once.
-        workers: threads that read images; chosen from the cores when None, 0 reads between the batches.
-
-    Raises:
-        DataError: the only source is missing, or a folder or glob without images.
-        CheckpointError: the model has no weights.
-    """
+    """:meth:`instseg.model.instance_model.InstanceModel.stream`. The model predicts in evaluation mode; between two
+    items it is in the modes that it was in."""
     require_weights(model)
     check_counts(batch, workers)
     if is_many(source) and isinstance(source, Iterator):
@@ -106,7 +91,7 @@ def stream(
     return _stream(model, predict_images(model, sources, batch=batch, workers=workers))
 
 
-def _stream(model: InstanceModel, found: Generator[Predicted]) -> Generator[Prediction | ImageError]:
+def _stream(model: Predictor, found: Generator[Predicted]) -> Generator[Prediction | ImageError]:
     try:
         for source, _, result in found:
             path = None if source.path is None else str(source.path)
@@ -114,13 +99,13 @@ def _stream(model: InstanceModel, found: Generator[Predicted]) -> Generator[Pred
                 known = path is not None or source.name in str(result)
                 yield ImageError(str(result) if known else f"{source.name}: {result}", source.name, path)
             else:
-                yield Prediction(result, model.meta, path, source.rule)
+                yield Prediction(result, model.categories, path, source.rule)
     finally:
         found.close()
 
 
 def predict_images(
-    model: InstanceModel,
+    model: Predictor,
     sources: Iterable[Source],
     *,
     batch: int = 1,
@@ -151,7 +136,7 @@ def predict_images(
         reading.close()
 
 
-def _predicted(model: InstanceModel, part: list[tuple[Source, Tensor | DataError]]) -> Iterator[Predicted]:
+def _predicted(model: Predictor, part: list[tuple[Source, Tensor | DataError]]) -> Iterator[Predicted]:
     """Empties ``part``."""
     images = [image for _, image in part if isinstance(image, Tensor)]
     with evaluating(model):
@@ -165,26 +150,13 @@ def _predicted(model: InstanceModel, part: list[tuple[Source, Tensor | DataError
             yield source, Tensor(), image
 
 
-def _objects(model: InstanceModel, images: list[Tensor]) -> list[Instances | DataError]:
+def _objects(model: Predictor, images: list[Tensor]) -> list[Instances | DataError]:
     try:
         return list(model.predict_batch(images))
     except DataError as error:
         if len(images) == 1:
             return [error]
     return [result for image in images for result in _objects(model, [image])]
-
-
-@contextmanager
-def evaluating(model: InstanceModel) -> Iterator[None]:
-    """The model in evaluation mode, then in the modes that its parts were in."""
-    training = [module for module in model.modules() if module.training]
-    if training:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def check_counts(batch: int, workers: int | None) -> None:
@@ -195,7 +167,7 @@ def check_counts(batch: int, workers: int | None) -> None:
         raise DataError(f"workers={workers}: give the number of threads that read images, or 0 for none.")
 
 
-def _one_by_one(source: Iterator[Any], model: InstanceModel) -> Iterator[Source]:
+def _one_by_one(source: Iterator[Any], model: Predictor) -> Iterator[Source]:
     """The images of an iterator, expanded as they come."""
     for number, item in zip(count(1), source, strict=False):
         for found in find([item], model.image_rule, strict=False, once=False).sources:

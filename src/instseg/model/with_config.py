@@ -1,15 +1,20 @@
 """Changing the configuration of a model that is already there."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 from instseg.core.errors import ConfigError
 from instseg.model.instance_model import InstanceModel
+from instseg.models.config import ModelConfig, setting_names
 from instseg.models.zoo import build_config
 
 
 def reconfigure(model: InstanceModel, fields: Mapping[str, Any]) -> InstanceModel:
-    """The model with some configuration fields changed, such as thresholds, tiles or the cap; weights are kept.
+    """A model with some configuration fields changed, such as thresholds, tiles or the cap; weights are kept.
+
+    Where all that changes are inference settings, no network is built: both models share its parameters, and the one
+    given keeps its own settings.
 
     Raises:
         ConfigError: an unknown field, a value it cannot have, or one that the weights do not fit.
@@ -17,16 +22,29 @@ def reconfigure(model: InstanceModel, fields: Mapping[str, Any]) -> InstanceMode
     if not fields:
         return model
     config = build_config(model.name, {**model.config.model_dump(), **fields})
+    changed = {name for name, value in config if value != getattr(model.config, name)}
+    if changed <= setting_names(type(config)):
+        return _sharing(model, config)
     if not model.has_weights:
         return InstanceModel(model.name, config).train(model.training)
-    changed = InstanceModel(model.name, config, model.meta) if config.num_classes == len(model.meta) else None
-    wanted = {} if changed is None else {k: v.shape for k, v in changed.net.state_dict().items()}
+    again = InstanceModel(model.name, config, model.categories) if "num_classes" not in changed else None
     state = model.net.state_dict()
-    if changed is None or wanted != {k: v.shape for k, v in state.items()}:
-        names = ", ".join(fields)
+    wanted = {} if again is None else {k: v.shape for k, v in again.net.state_dict().items()}
+    if again is None or wanted != {k: v.shape for k, v in state.items()}:
         raise ConfigError(
-            f"the weights of {model.name} do not fit after changing {names}: such fields are set when training."
+            f"the weights of {model.name} do not fit after changing {', '.join(fields)}: such fields are set when "
+            "training."
         )
-    changed.net.load_state_dict(state)
-    changed.has_weights, changed.extra = model.has_weights, model.extra
-    return changed.train(model.training)
+    again.net.load_state_dict(state)
+    again.has_weights, again.extra = model.has_weights, model.extra
+    return again.train(model.training)
+
+
+def _sharing(model: InstanceModel, config: ModelConfig) -> InstanceModel:
+    """The model with other inference settings and the same parameters, in the same modes."""
+    net = copy.copy(model.net)
+    net.config = config
+    changed = copy.copy(model)
+    changed._modules = {**model._modules, "net": net}  # a copied module shares this dictionary with its original
+    changed.config, changed._warned = config, False
+    return changed

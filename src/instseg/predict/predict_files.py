@@ -19,8 +19,9 @@ from instseg.core.instances import Instances
 from instseg.core.progress import progress_bar
 from instseg.core.stopping import Stop
 from instseg.data.images.read import ImageRule
-from instseg.model.instance_model import InstanceModel, require_weights
+from instseg.model.instance_model import InstanceModel
 from instseg.model.predicting import check_counts, predict_images
+from instseg.model.ready import require_weights
 from instseg.predict.journal import JOURNAL, PREDICTIONS, Journal, Signature, check_free, check_new, unfinished
 from instseg.predict.output import check_no_source, claimed, clear_pictures, picture_paths
 from instseg.results.prediction import label_image
@@ -188,9 +189,9 @@ def _run(
 ) -> None:
     rows: CocoRows | ResultRows
     if options.annotations is None:
-        rows, categories = CocoRows(model.meta, options.kept), category_rows(model.meta)
+        rows, categories = CocoRows(model.categories, options.kept), category_rows(model.categories)
     else:
-        rows, categories = ResultRows(model.meta, options.annotations, options.kept), None
+        rows, categories = ResultRows(model.categories, options.annotations, options.kept), None
     began = time.perf_counter()
     with Journal(summary.folder, _header(model, options), categories) as journal:
         with stop.held_back():
@@ -386,7 +387,7 @@ def _header(model: InstanceModel, options: _Options) -> dict[str, Any]:
 def _digest(model: InstanceModel) -> str:
     """Of weights, configuration, categories, and how images are read."""
     digest = hashlib.blake2b(digest_size=8)
-    for part in (repr(model.config), repr(model.meta), repr(model.image_rule), getattr(model, "multi_scale", False)):
+    for part in (repr(model.config), repr(model.categories), repr(model.image_rule)):
         digest.update(str(part).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -17,7 +17,8 @@ from instseg.core.errors import CheckpointError, ConfigError, InstsegError
 from instseg.data.dataset import InstanceDataset
 from instseg.data.holdout import KEY
 from instseg.data.transforms.augment import build_transform
-from instseg.model.instance_model import InstanceModel, create_model
+from instseg.model.instance_model import InstanceModel
+from instseg.model.load import create_model
 from instseg.models.config import ModelConfig
 from instseg.models.zoo import MODELS
 from instseg.training.checkpoint import State, replace_file

@@ -1,0 +1,127 @@
+"""Making a model: of the zoo with random weights, or from a checkpoint that a MODEL text names."""
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from instseg.core.categories import Categories
+from instseg.core.errors import CheckpointError, ConfigError, did_you_mean
+from instseg.data.images.read import ImageRule
+from instseg.model.instance_model import InstanceModel
+from instseg.model.start import check_fit, fill
+from instseg.models.config import ModelConfig
+from instseg.models.zoo import MODELS, build_config, fields_from
+from instseg.nn.backbone import Backbone, imagenet_reachable, load_backbone_weights
+from instseg.weights.catalogue import CATALOGUE
+from instseg.weights.source import BUNDLED, is_run_folder, read_weights
+
+
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    backbone_weights: str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    categories: Categories | None = None,
+) -> InstanceModel:
+    """A model of the zoo. See :func:`instseg.create_model`."""
+    checkpoint = read_weights(weights, name) if weights is not None else None
+    known = fields_from(name, checkpoint.model, checkpoint.config) if checkpoint is not None else {}
+    fields = {**known, **(overrides or {})}
+    count = num_classes if num_classes is not None else (len(categories) if categories else None)
+    if count is not None:
+        fields["num_classes"] = count
+    source = None if backbone_weights in (None, "none") else str(backbone_weights)
+    if source is not None:
+        # As published: with ImageNet weights the stem and the first stage stay, and batch norms do not train.
+        fields = {"frozen_stages": 1, "norm_eval": True, **fields}
+    config = build_config(name, fields)
+    if source == "auto":
+        source, config = _resolve_auto(name, config, fields)
+    model = InstanceModel(name, config, categories)
+    if source is not None:
+        model.extra["backbone_weights"] = load_backbone_weights(_backbone(model), source)
+    else:
+        model.extra["backbone_weights"] = "none"
+    if checkpoint is not None:
+        own = categories.names if categories is not None else None
+        fill(model.net, name, config, own, checkpoint, os.fspath(str(weights)))
+        model.has_weights = True
+        if categories is None and len(checkpoint.categories) == config.num_classes:
+            model.set_categories(checkpoint.categories)
+    return model
+
+
+def _resolve_auto(name: str, config: ModelConfig, fields: dict[str, Any]) -> tuple[str | None, ModelConfig]:
+    if imagenet_reachable(Backbone(config.backbone)):
+        return "imagenet", config
+    warnings.warn(
+        f"no ImageNet weights for backbone {config.backbone}: neither cached nor reachable. Training starts from "
+        "scratch and needs far more epochs; give backbone_weights=FILE to start from a file.",
+        stacklevel=3,
+    )
+    return None, build_config(name, {**fields, "frozen_stages": 0, "norm_eval": False})
+
+
+def _backbone(model: InstanceModel) -> Backbone:
+    backbone = model.net.backbone
+    assert isinstance(backbone, Backbone)
+    return backbone
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device | None = None) -> InstanceModel:
+    """A ready model in evaluation mode. Nothing but a published file that is not there yet is fetched.
+
+    Args:
+        path: a file that ``save`` or a training run wrote, a run folder, a published checkpoint of another code base
+            (``.pth``, or a name of the catalogue such as ``"coco"``), or ``"nuclei"``.
+        device: where to put it; None leaves it on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, not ours, or of a model or with a field that this version does
+            not know.
+    """
+    checkpoint, where = read_weights(path), os.fspath(path)
+    if checkpoint.model not in MODELS:
+        raise CheckpointError(
+            f'{where} holds a "{checkpoint.model[:80]}", which this version of instseg does not know: update it.'
+        )
+    try:
+        config = build_config(checkpoint.model, checkpoint.config)
+        check_fit(checkpoint, config, where)  # before memory is taken for what the configuration says
+        model = InstanceModel(checkpoint.model, config, checkpoint.categories)
+        ImageRule.from_json(checkpoint.extra.get("image_rule"))
+    except (ConfigError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{where} cannot be used: {error}") from None
+    model.net.load_state_dict(checkpoint.state)
+    model.has_weights = True
+    model.extra = checkpoint.extra
+    model.eval()
+    return model.to(device) if device is not None else model
+
+
+def resolve_model(text: str | os.PathLike[str] | InstanceModel, device: str | None = None) -> InstanceModel:
+    """What the command line calls MODEL: ``nuclei``, ``coco`` or another published name, a file, a run folder, or a
+    name of the zoo. A folder that holds no run does not stand in the way of a name.
+
+    Raises:
+        CheckpointError: its file cannot be had or read.
+        ConfigError: it is none of them.
+    """
+    if isinstance(text, InstanceModel):
+        return text.to(device) if device is not None else text
+    name, path = os.fspath(text), Path(text)
+    if name in MODELS and not path.is_file() and not is_run_folder(path):
+        model = create_model(name).eval()
+        return model.to(device) if device is not None else model
+    if name in BUNDLED or name in CATALOGUE or path.exists() or path.suffix:
+        return load(path, device)
+    known = did_you_mean(name, [*BUNDLED, *CATALOGUE, *MODELS])
+    raise ConfigError(
+        f'"{name}" is neither a file, a run folder, "nuclei", "coco", a published checkpoint, nor a model of the zoo.'
+        f"{known} `instseg models` lists them."
+    )

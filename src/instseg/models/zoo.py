@@ -7,9 +7,9 @@ from itertools import product
 from typing import Any, Literal
 
 from pydantic import ValidationError
-from torch import nn
 
 from instseg.core.errors import ConfigError, did_you_mean
+from instseg.models.base import Net
 from instseg.models.config import ModelConfig, renamed
 from instseg.models.sodar.sodar import SODAR, SODARConfig, SODARSOLOv2, SODARSOLOv2Config
 from instseg.models.solo import decoupled_solo, solov2
@@ -33,7 +33,7 @@ class ModelEntry:
 
     method: str
     config: type[ModelConfig]
-    net: type[nn.Module]
+    net: type[Net[Any]]
     fields: Mapping[str, Any]
     paper_ap: float | None
     paper_input: tuple[int, int] = (800, 1280)
@@ -97,7 +97,7 @@ _SODAR_AP = {
 def _sodar() -> dict[str, ModelEntry]:
     """Both hosts, each with every mask interpolation, with and without deformable neighbors."""
     entries = {}
-    hosts: tuple[tuple[str, str, type[ModelConfig], type[nn.Module]], ...] = (
+    hosts: tuple[tuple[str, str, type[ModelConfig], type[Net[Any]]], ...] = (
         ("sodar", "SODAR", SODARConfig, SODAR),
         ("sodar_solov2", "SODAR*", SODARSOLOv2Config, SODARSOLOv2),
     )
@@ -198,6 +198,6 @@ def build_config(name: str, overrides: Mapping[str, Any]) -> ModelConfig:
         raise ConfigError(f"{name}: {where}={first['input']!r} cannot be used: {first['msg']}.") from None
 
 
-def build_net(name: str, config: ModelConfig) -> nn.Module:
+def build_net(name: str, config: ModelConfig) -> Net[Any]:
     """A new network with random weights. Raises ConfigError for a backbone that cannot be used."""
     return get_entry(name).net(config)

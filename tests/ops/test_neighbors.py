@@ -3,11 +3,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instseg.ops.neighbors import bilinear_cells, gathered, mapped_axis, neighbor_cells, offsets_of
+from instseg.ops.neighbors import Locations, bilinear_cells, gathered, mapped_axis, neighbor_cells, offsets_of
 
 
 def near(cell, grid, target, pattern, mapping="released"):
-    return neighbor_cells(torch.tensor([cell[0] * grid + cell[1]]), grid, target, pattern, mapping)[0].tolist()
+    cells = torch.tensor([cell[0] * grid + cell[1]])
+    return neighbor_cells(cells, (grid, grid), (target, target), pattern, mapping)[0].tolist()
 
 
 def test_the_order_is_up_left_here_right_down():
@@ -41,16 +42,36 @@ def test_the_released_mapping_is_the_papers_where_grids_are_halved(grid, target,
     assert int((rounded != mapped_axis(grid, target, "paper")).sum()) == differ
 
 
-@given(st.integers(1, 60), st.integers(1, 60), st.sampled_from(["self", "2col", "2row", "4", "8", "corners"]))
+GRIDS = st.tuples(st.integers(1, 60), st.integers(1, 60))
+
+
+@given(GRIDS, GRIDS, st.sampled_from(["self", "2col", "2row", "4", "8", "corners"]))
 @settings(max_examples=100, deadline=None)
 def test_every_neighbor_is_a_cell_of_the_grid(grid, target, pattern):
-    found = neighbor_cells(torch.arange(grid * grid), grid, target, pattern)
-    assert found.shape == (grid * grid, gathered(pattern), 2)
-    assert found.min() >= 0 and found.max() < target
+    count = grid[0] * grid[1]
+    found = neighbor_cells(torch.arange(count), grid, target, pattern)
+    assert found.shape == (count, gathered(pattern), 2)
+    assert found.min() >= 0 and (found.amax(dim=(0, 1)) < torch.tensor(target)).all()
+
+
+def test_rows_and_columns_of_a_rectangular_grid_are_mapped_apart():
+    cells = torch.tensor([2 * 7 + 5])  # row 2, column 5 of five rows and seven columns
+    assert neighbor_cells(cells, (5, 7), (5, 7), "4")[0].tolist() == [[1, 5], [2, 4], [2, 5], [2, 6], [3, 5]]
+    # figure 4 of the paper: 5 x 7 to 3 x 3, row floor(2 * 3 / 5), column floor(5 * 3 / 7)
+    assert neighbor_cells(cells, (5, 7), (3, 3), "self", "paper")[0].tolist() == [[1, 2]]
+
+
+def test_locations_are_numbered_level_by_level_row_by_row_anchor_by_anchor():
+    places = Locations(((2, 3), (1, 2)), anchors=2)
+    assert places.first == [0, 12, 16]
+    assert [places.level_of(i) for i in (0, 11, 12, 15)] == [0, 0, 1, 1]
+    found = {level: (at.tolist(), inside.tolist()) for level, at, inside in places.by_level(torch.tensor([13, 4, 15]))}
+    assert found == {0: ([1], [4]), 1: ([0, 2], [1, 3])}
+    assert Locations.square((3, 2)).grids == ((3, 3), (2, 2))
 
 
 def test_whole_positions_are_themselves():
-    cells, shares = bilinear_cells(torch.tensor([[2.0, 3.0], [4.0, 4.0], [0.0, 0.0]]), 5)
+    cells, shares = bilinear_cells(torch.tensor([[2.0, 3.0], [4.0, 4.0], [0.0, 0.0]]), (5, 5))
     weighted = [
         {c: s for c, s in zip(*pair, strict=True) if s} for pair in zip(cells.tolist(), shares.tolist(), strict=True)
     ]
@@ -60,21 +81,21 @@ def test_whole_positions_are_themselves():
 def test_fractional_positions_are_shares_of_four_cells_as_grid_sample_has_them():
     values = torch.rand(7, 7)
     positions = torch.rand(50, 2) * 6
-    cells, shares = bilinear_cells(positions, 7)
+    cells, shares = bilinear_cells(positions, (7, 7))
     grid = positions.flip(1) / 3 - 1  # x before y, -1 to 1
     expected = torch.nn.functional.grid_sample(values[None, None], grid[None, None], align_corners=True)[0, 0, 0]
     torch.testing.assert_close((values.flatten()[cells] * shares).sum(dim=1), expected)
 
 
 def test_positions_outside_are_brought_to_the_border():
-    cells, shares = bilinear_cells(torch.tensor([[-3.0, 9.0]]), 4)
+    cells, shares = bilinear_cells(torch.tensor([[-3.0, 9.0]]), (4, 4))
     assert cells[0, shares[0] > 0].tolist() == [3]
-    assert bilinear_cells(torch.tensor([[0.4, -0.2]]), 1)[0].tolist() == [[0, 0, 0, 0]]
+    assert bilinear_cells(torch.tensor([[0.4, -0.2]]), (1, 1))[0].tolist() == [[0, 0, 0, 0]]
 
 
 def test_shares_have_gradients_at_whole_positions():
     positions = torch.tensor([[2.0, 3.0], [4.0, 4.0]], requires_grad=True)
-    cells, shares = bilinear_cells(positions, 5)
+    cells, shares = bilinear_cells(positions, (5, 5))
     (torch.arange(25.0)[cells] * shares).sum().backward()
     torch.testing.assert_close(positions.grad, torch.tensor([[5.0, 1.0], [5.0, 1.0]]))
 

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from instseg.core.shapes import Shapes
+from instseg.models.base import Target
 from instseg.weights.names import rename
 
 
@@ -21,6 +23,13 @@ def unpack_masks(packed: dict) -> Tensor:
         return torch.zeros(packed["shape"], dtype=torch.bool)
     bits = np.frombuffer(zlib.decompress(bytes(packed["zlib_packbits"].numpy())), np.uint8)
     return torch.from_numpy(np.unpackbits(bits)[:count].reshape(packed["shape"]).astype(bool))
+
+
+def target_of(recorded: dict, count: int | None = None) -> Target:
+    """The recorded objects of one image, the first ``count`` of them."""
+    masks = unpack_masks(recorded["masks"])
+    labels, boxes = recorded["labels"][:count], recorded["bboxes"][:count]
+    return Target(tuple(masks.shape[1:]), labels, boxes, Shapes.from_masks(masks[:count]))
 
 
 def rename_head(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from instseg.core.geometry import InputGeometry
+from instseg.models.base import Step
 from instseg.models.sodar.sodar import SODAR, SODARConfig, SODARSOLOv2, SODARSOLOv2Config
-from instseg.ops.neighbors import neighbor_cells
+from instseg.ops.neighbors import Locations, neighbor_cells
 from instseg.ops.point_nms import point_nms
 from instseg.weights.names import rename
 
-from .recorded import load, unpack_masks
+from .recorded import load, target_of, unpack_masks
 
 # The repository holds two recordings with one of their inputs itself.
 COMPLETE = bool(os.environ.get("INSTSEG_FIXTURES"))
@@ -103,11 +104,17 @@ def features(reference, name, requires_grad=False):
 
 
 def targets_of(reference):
-    found = []
-    for g in reference["inputs"]["gt"]:
-        masks = unpack_masks(g["masks"])
-        found.append({"boxes": g["bboxes"], "labels": g["labels"], "masks": masks})
-    return found
+    return [target_of(g) for g in reference["inputs"]["gt"]]
+
+
+def run(net, reference, name, inputs=None):
+    """Raw outputs of the recorded pyramid, and how each image was shown."""
+    views = [
+        InputGeometry(tuple(m["img_shape"][:2]), *[tuple(m["ori_shape"][:2])] * 2)
+        for m in reference["inputs"][name]["metas"]
+    ]
+    sizes = torch.tensor([view.content for view in views])
+    return net.predict_pyramid(features(reference, name) if inputs is None else inputs, sizes), views
 
 
 def same_statistics(ours, recorded, tolerance):
@@ -122,7 +129,7 @@ def same_statistics(ours, recorded, tolerance):
 
 def representations(net, out, level):
     """All raw maps of a level, (B, S' S', h, w)."""
-    first, s = net.aggregation.first_map[level], net.config.map_grids[level]
+    first, s = out.aggregation.targets.first[level], net.config.map_grids[level]
     cells = torch.arange(s * s) + (first if len(net.maps) == 1 else 0)
     at = 0 if len(net.maps) == 1 else level
     return torch.stack([net.representations(out, image, at, cells) for image in range(len(out.cls_logits[0]))])
@@ -136,7 +143,7 @@ def test_raw_outputs_are_those_of_the_reference(net, reference, name):
 def compare_raw(net, reference, name):
     raw = reference["raw_outputs"][name]
     with torch.no_grad():
-        out = net.predict_pyramid(features(reference, name))
+        out, _ = run(net, reference, name)
         for ours, logits in zip(out.cls_logits, raw["cls_logits"], strict=True):
             near(ours, logits, 5e-5)
         for ours, scores in zip(out.cls_logits, raw.get("cls_scores", []), strict=False):
@@ -156,10 +163,11 @@ def compare_raw(net, reference, name):
 def compare_level(net, raw, out, level):
     config, aggregation = net.config, net.aggregation
     s = config.grids[level]
-    cells = aggregation.first[level] + torch.arange(s * s)
+    first = out.aggregation.sources.first[level]
+    cells = first + torch.arange(s * s)
     if config.context != "only":
-        recorded = raw["spatial_index"][level].long()
-        ours = neighbor_cells(torch.arange(s * s), s, config.map_grids[level], config.pattern, config.mapping)
+        recorded, t = raw["spatial_index"][level].long(), config.map_grids[level]
+        ours = neighbor_cells(torch.arange(s * s), (s, s), (t, t), config.pattern, config.mapping)
         assert torch.equal(ours, recorded[:, 2:3] if config.pattern == "self" else recorded)
         maps = representations(net, out, level)
         same_statistics(maps, raw["mask_preds_stats"][level], 1e-4)
@@ -174,7 +182,7 @@ def compare_level(net, raw, out, level):
     for image in images:
         chosen = torch.as_tensor(raw["agg_cells"][level][image]).long()
         whole = len(net.maps) == 1
-        logits = net.mask_logits(out, image, 0 if whole else level, chosen + (aggregation.first[level] if whole else 0))
+        logits = net.mask_logits(out, image, 0 if whole else level, chosen + (first if whole else 0))
         for ours, recorded in zip(logits, raw["agg_logits_stats"][level][image], strict=True):
             same_statistics(ours, recorded, 1e-3)
         if "agg_logits" in raw:
@@ -189,13 +197,9 @@ def test_results_are_those_of_the_reference(net, reference, name):
 
 
 def compare_results(net, reference, name):
-    views = [
-        InputGeometry(tuple(m["img_shape"][:2]), *[tuple(m["ori_shape"][:2])] * 2)
-        for m in reference["inputs"][name]["metas"]
-    ]
     with torch.no_grad():
-        out = net.predict_pyramid(features(reference, name))
-        results = net.decode(out, views)
+        out, views = run(net, reference, name)
+        results = [f.instances.to_image(view) for f, view in zip(net.decode(out), views, strict=True)]
         scores = torch.cat([point_nms(p.sigmoid()).flatten(2) for p in out.cls_logits], dim=2)
     for image, (ours, theirs) in enumerate(zip(results, reference["results"][name], strict=True)):
         assert int((scores[image] > net.config.candidate_threshold).sum()) == theirs["n_above_score_thr"]
@@ -214,9 +218,9 @@ def compare_targets(net, reference):
     padded = tuple(reference["config"]["train_image"])
     for target, theirs in zip(targets_of(reference), reference["targets"], strict=True):
         assignment = net.assign(target, padded)
-        labels = torch.cat([target["labels"] + 1, torch.tensor([0])])[assignment.matched_gt]
+        labels = torch.cat([target.labels + 1, torch.tensor([0])])[assignment.matched_gt]
         for level, s in enumerate(net.config.grids):
-            first, last = net.aggregation.first[level : level + 2]
+            first, last = Locations.square(net.config.grids).first[level : level + 2]
             inside = (assignment.cells >= first) & (assignment.cells < last)
             cells = assignment.cells[inside] - first
             assert sorted(cells.tolist()) == theirs["pos_masks"][level].nonzero()[:, 0].tolist()
@@ -229,7 +233,7 @@ def test_losses_and_gradients_are_those_of_the_reference(reference):
 
 def compare_losses(net, reference):
     inputs = features(reference, "b", requires_grad=True)
-    losses = net.loss(net.predict_pyramid(inputs), targets_of(reference))
+    losses = net.loss(run(net, reference, "b", inputs)[0], targets_of(reference), Step()).losses
     theirs = reference["losses"]
     near(losses["loss_mask"], theirs["loss_mask"], 1e-5, 1e-5)
     near(losses["loss_category"], theirs["loss_cls"], 1e-5, 1e-5)

@@ -2,19 +2,22 @@
 
 import copy
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from instseg.core.geometry import InputGeometry
+from instseg.models.base import Step
+from instseg.models.solo import decode
 from instseg.models.solo.decoupled_solo import DecoupledSOLO, DecoupledSOLOConfig
-from instseg.models.solo.solo import SOLO, SOLOConfig
+from instseg.models.solo.solo import SOLO, SOLOConfig, all_masks
 from instseg.models.solo.solov2 import SOLOv2, SOLOv2Config
 from instseg.ops.point_nms import point_nms
 from instseg.ops.resize import resize
 
-from .recorded import load, rename_head, unpack_masks
+from .recorded import load, rename_head, target_of, unpack_masks
 
 FILES = ["solo", "decoupled_solo", "decoupled_solo_light", "solov2", "solov2_light"]
 
@@ -74,7 +77,17 @@ def features(reference, name, requires_grad=False):
 
 def targets_of(reference):
     images = reference["train_inputs"]["gt"]
-    return [{"boxes": g["bboxes"], "labels": g["labels"], "masks": unpack_masks(g["masks"])} for g in images]
+    return [target_of(g) for g in images]
+
+
+def run(net, reference, name, inputs=None):
+    """Raw outputs of the recorded pyramid, and how each image was shown."""
+    views = [
+        InputGeometry(tuple(m["img_shape"][:2]), *[tuple(m["ori_shape"][:2])] * 2)
+        for m in reference["inputs"][name]["metas"]
+    ]
+    sizes = torch.tensor([view.content for view in views])
+    return net.predict_pyramid(features(reference, name) if inputs is None else inputs, sizes), views
 
 
 def near(ours, theirs, tolerance, relative=0.0):
@@ -95,7 +108,7 @@ def test_raw_outputs_are_those_of_the_reference(net, reference, name):
 def compare_raw(net, reference, name):
     raw = reference["raw_outputs"][name]
     with torch.no_grad():
-        out = net.predict_pyramid(features(reference, name))
+        out, _ = run(net, reference, name)
         for ours, theirs in zip(out.cls_logits, raw["cls_preds"], strict=True):
             near(ours if is_dynamic(reference) else point_nms(ours.sigmoid()), theirs, 8e-6)
         if is_dynamic(reference):
@@ -104,7 +117,7 @@ def compare_raw(net, reference, name):
             theirs = raw["mask_feats"][0] if isinstance(raw["mask_feats"], list) else raw["mask_feats"]
             near(out.mask_features[0][:, chosen(raw, "mask_feats", 0)], theirs, 8e-6)
             return
-        maps = {"mask_preds": net.all_masks(out)} if isinstance(net, SOLO) else {}
+        maps = {"mask_preds": all_masks(out.features, net.mask_output)} if isinstance(net, SOLO) else {}
         if isinstance(net, DecoupledSOLO):
             maps = {"mask_preds_x": out.x, "mask_preds_y": out.y}
         for kind, levels in maps.items():
@@ -118,12 +131,9 @@ def test_results_are_those_of_the_reference(net, reference, name):
 
 
 def compare_results(net, reference, name):
-    views = [
-        InputGeometry(tuple(m["img_shape"][:2]), *[tuple(m["ori_shape"][:2])] * 2)
-        for m in reference["inputs"][name]["metas"]
-    ]
     with torch.no_grad():
-        results = net.decode(net.predict_pyramid(features(reference, name)), views)
+        out, views = run(net, reference, name)
+        results = [f.instances.to_image(view) for f, view in zip(net.decode(out), views, strict=True)]
     for ours, theirs in zip(results, reference["results"][name], strict=True):
         assert len(ours) > 0
         assert ours.labels.tolist() == theirs["labels"].tolist()
@@ -139,12 +149,13 @@ def test_candidates_before_nms_are_those_of_the_reference(net, reference, name):
 
 def compare_candidates(net, reference, name):
     with torch.no_grad():
-        out = net.predict_pyramid(features(reference, name))
+        out, _ = run(net, reference, name)
         scores = torch.cat([point_nms(p.sigmoid()).flatten(2) for p in out.cls_logits], dim=2)
         for image, theirs in enumerate(reference["results"][name]):
             cells, labels = (net.config.candidate_threshold < scores[image].T).nonzero(as_tuple=True)
             assert len(cells) == theirs["n_above_score_thr"]
-            best, kept, binary, _ = net._candidates(out, image, cells, scores[image].T[cells, labels])
+            soft = decode.ImageMasks(image, out.size, net.maps, partial(net.mask_probabilities, out))
+            best, kept, binary, _ = decode.candidates(net.config, soft, cells, scores[image].T[cells, labels])
             recorded = theirs["nms"]
             order = recorded["in_scores"].argsort(descending=True, stable=True)[: net.config.nms_pre]
             near(best, recorded["in_scores"][order], 6e-5)
@@ -157,7 +168,7 @@ def compare_targets(net, reference):
     padded = tuple(reference["config"]["train_image"])
     for image, (target, theirs) in enumerate(zip(targets_of(reference), reference["targets"], strict=True)):
         assignment = net.assign(target, padded)
-        labels = torch.cat([target["labels"], torch.tensor([net.config.num_classes])])[assignment.matched_gt]
+        labels = torch.cat([target.labels, torch.tensor([net.config.num_classes])])[assignment.matched_gt]
         first = 0
         for level, s in enumerate(net.config.grids):
             inside = (assignment.cells >= first) & (assignment.cells < first + s * s)
@@ -187,7 +198,7 @@ def test_losses_and_gradients_are_those_of_the_reference(reference, shared_cells
 
 def compare_losses(net, reference, as_mmdet):
     inputs = features(reference, "b", requires_grad=True)
-    losses = net.loss(net.predict_pyramid(inputs), targets_of(reference))
+    losses = net.loss(run(net, reference, "b", inputs)[0], targets_of(reference), Step()).losses
     recorded = reference["losses"]
     original = torch.cat(recorded["dice_per_call"]).mean()  # over all masks, as the authors' own code
     near(losses["loss_mask"], recorded["loss_mask"] if as_mmdet else original, 2e-6, 2e-6)
@@ -203,8 +214,8 @@ def compare_losses(net, reference, as_mmdet):
 
 
 def test_a_batch_without_objects_costs_what_the_reference_says(net, reference):
-    empty = [{k: v[:0] for k, v in target.items()} for target in targets_of(reference)]
-    losses = net.loss(net.predict_pyramid(features(reference, "b")), empty)
+    empty = [target_of(g, 0) for g in reference["train_inputs"]["gt"]]
+    losses = net.loss(run(net, reference, "b")[0], empty, Step()).losses
     assert losses["loss_mask"] == 0
     near(losses["loss_category"], reference["losses"]["losses_empty"]["loss_cls"], 1e-5, 1e-5)
 

@@ -1,4 +1,4 @@
-"""Dice loss: SOLO (journal) equations (5) and (6)."""
+"""Dice loss: SOLO (journal, https://arxiv.org/abs/2106.15947) equations (6) and (7)."""
 
 import torch
 from torch import Tensor

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from instseg.core.instances import Instances
 from instseg.core.masks import Masks
 from instseg.core.shapes import Shapes
+from instseg.core.trace import Trace as Trace
 
 
 @dataclass(frozen=True)
@@ -236,34 +237,6 @@ class MasksOfBoxes(Protocol):
     def masks_of_boxes(self, outputs: Any, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Masks]:
         """The masks of each image; ``boxes`` (M, 4) xyxy in pixels of the network input and ``labels`` (M,) of each."""
         ...
-
-
-@dataclass(frozen=True)
-class Trace:
-    """How one mask comes about, for drawing.
-
-    Attributes:
-        title: of the picture: where on the network's grids the object was found.
-        grid: cells a side of the grid of what was aggregated.
-        names: of the n inputs, by where they lie from the object's own.
-        positions: (n, 2) rows and columns on that grid, fractional where they are deformed.
-        maps: (n, h, w), raw.
-        context: (K, h, w) or None.
-        logits: (h, w) of the mask.
-        effects: (n, h, w) in [-1, 1], and one more for the context where there is one: what the soft mask loses when
-            that input is zero.
-        mask: (h, w), the soft mask.
-    """
-
-    title: str
-    grid: int
-    names: tuple[str, ...]
-    positions: Tensor
-    maps: Tensor
-    context: Tensor | None
-    logits: Tensor
-    effects: Tensor
-    mask: Tensor
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from instseg.core.errors import ConfigError, did_you_mean
-from instseg.models.base import Net
+from instseg.models.base import Extends, Net
 from instseg.models.config import ModelConfig, renamed
 from instseg.models.sodar.sodar import SODAR, SODARConfig, SODARSOLOv2, SODARSOLOv2Config
 from instseg.models.solo import decoupled_solo, solov2
@@ -162,17 +162,18 @@ def fields_from(name: str, other: str, config: Mapping[str, Any]) -> dict[str, A
     both have of a host that it extends, and nothing of any other."""
     if name == other:
         return dict(config)
-    if not extends(name, other):
+    net = get_entry(name).net
+    if not extends(name, other) or not isinstance(net, Extends):
         return {}
-    return {k: v for k, v in config.items() if k in get_entry(name).config.model_fields}
+    return net.host_fields(build_config(other, config).model_dump())
 
 
 def extends(name: str, other: str) -> bool:
     """True when the network of ``name`` is that of ``other`` with something on top, as SODAR is SOLO's."""
     if other not in MODELS:
         return False
-    net, host = get_entry(name).net, get_entry(other).net
-    return net is not host and issubclass(net, host)
+    net = get_entry(name).net
+    return isinstance(net, Extends) and net.host() is get_entry(other).net
 
 
 def build_config(name: str, overrides: Mapping[str, Any]) -> ModelConfig:

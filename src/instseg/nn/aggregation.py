@@ -1,5 +1,9 @@
-"""The aggregation of SODAR (section IV) as a part: raw mask representations of neighboring locations, a context
-feature and predicted weights in, mask logits out. It knows neither grids nor the method whose maps it is given."""
+"""The aggregation of SODAR as a part: raw mask representations of neighboring locations, a context feature and
+predicted weights in, mask logits out. It knows neither grids nor the method whose maps it is given.
+
+Tao Wang, Jun Hao Liew, Yu Li, Yunpeng Chen, Jiashi Feng, "SODAR: Segmenting Objects by Dynamically Aggregating
+Neighboring Mask Representations", 2022, https://arxiv.org/abs/2202.07402, section IV.
+"""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +16,6 @@ from torch import Tensor, nn
 from instseg.nn.blocks import prior_bias
 from instseg.ops.aggregate import aggregate, layer_shapes, parameter_count, split_parameters
 
-LEVELS = 5  # of the pyramid, P2 to P6
 NEAR_ONE = 0.96  # what a map is multiplied with in each layer at the start; tanh does not reach one
 SPREAD = 0.001  # standard deviation of the convolution that predicts the weights
 
@@ -25,7 +28,7 @@ def resize_aligned(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class MultiLevelContext(nn.Module):
-    """P2 to P6, brought to the size of P2, to the context feature F_c (section IV-d).
+    """Levels of a pyramid, brought to the size of the finest, to the context feature F_c (section IV-d).
 
     The published code concatenates the enlarged levels before its 1x1 convolution. Here each level passes its part
     of that convolution first and is enlarged then: both are linear, and enlarging keeps a constant, so the result is
@@ -35,21 +38,23 @@ class MultiLevelContext(nn.Module):
         in_channels: of each level.
         channels: of the context.
         layers: 2, the released code's: 1x1, group norm, ReLU, 1x1, ReLU; 1, the paper's text: 1x1, ReLU.
+        levels: how many, five for P2 to P6.
     """
 
-    def __init__(self, in_channels: int = 256, channels: int = 16, layers: Literal[1, 2] = 2) -> None:
+    def __init__(self, in_channels: int = 256, channels: int = 16, layers: Literal[1, 2] = 2, levels: int = 5) -> None:
         super().__init__()
+        self.levels = levels
         hidden = in_channels if layers == 2 else channels
-        self.fuse = nn.Conv2d(LEVELS * in_channels, hidden, 1)
+        self.fuse = nn.Conv2d(levels * in_channels, hidden, 1)
         self.tail: nn.Module = nn.ReLU()
         if layers == 2:
             norm = nn.GroupNorm(math.gcd(32, hidden), hidden)
             self.tail = nn.Sequential(norm, nn.ReLU(), nn.Conv2d(hidden, channels, 1), nn.ReLU())
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """[P2, ..., P6] to (B, channels, H/4, W/4), not negative."""
+        """[P2, ..., P6] to (B, channels, H/4, W/4), of the finest level's size, not negative."""
         size = (pyramid[0].shape[-2], pyramid[0].shape[-1])
-        parts = self.fuse.weight.chunk(LEVELS, dim=1)
+        parts = self.fuse.weight.chunk(self.levels, dim=1)
         total = F.conv2d(pyramid[0], parts[0], self.fuse.bias)
         for level, part in zip(pyramid[1:], parts[1:], strict=True):
             total = total + resize_aligned(F.conv2d(level, part), size)
@@ -63,20 +68,9 @@ class MultiLevelContext(nn.Module):
         return y
 
 
-class FeatureContext(nn.Module):
-    """A context from one map: 1x1, ReLU. The released SODAR* can take SOLOv2's mask feature."""
-
-    def __init__(self, in_channels: int = 256, channels: int = 16) -> None:
-        super().__init__()
-        self.fuse = nn.Conv2d(in_channels, channels, 1)
-
-    def forward(self, feature: Tensor) -> Tensor:
-        """(B, in_channels, h, w) to (B, channels, h, w), not negative."""
-        return F.relu(self.fuse(feature))
-
-
 class Aggregation(nn.Module):
-    """n maps and K context channels to one map by a small network whose weights are predicted for each instance.
+    """n maps and K context channels to one map, equation (4), by a small network whose weights are predicted for each
+    instance, equations (5) and (6).
 
     Args:
         in_channels: of the feature that the weights are predicted from.
@@ -87,6 +81,8 @@ class Aggregation(nn.Module):
         activation: on the predicted weights and biases.
         dynamic: False gives all instances the same weights, ordinary parameters (table VI, "agg-S").
         deformable: predict where between the locations each map is sampled, too (section IV-c).
+        anchors: instances that one location can hold, each with weights of its own; locations are numbered
+            ``place * anchors + anchor``.
         offset_gradient: factor on the gradient of those offsets.
         start: maps whose mean the small network gives before any training, but for small random differences between
             instances: the method starts as the host that it is put on. Without any the released initialization,
@@ -106,11 +102,12 @@ class Aggregation(nn.Module):
         activation: Literal["tanh", "none"] = "tanh",
         dynamic: bool = True,
         deformable: bool = False,
+        anchors: int = 1,
         offset_gradient: float = 1.0,
         start: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.maps, self.kernel_size, self.weight_kernel = maps, kernel_size, weight_kernel
+        self.maps, self.kernel_size, self.anchors = maps, kernel_size, anchors
         self.activation, self.offset_gradient = activation, offset_gradient
         self.shapes = layer_shapes(maps + context_channels, layers, width)
         self.weights: nn.Conv2d | None = None
@@ -118,7 +115,7 @@ class Aggregation(nn.Module):
         self.static: nn.ModuleList | None = None
         if dynamic:
             count = parameter_count(self.shapes, kernel_size)
-            self.weights = nn.Conv2d(in_channels, count, weight_kernel, padding=weight_kernel // 2)
+            self.weights = nn.Conv2d(in_channels, anchors * count, weight_kernel, padding=weight_kernel // 2)
         else:
             self.static = nn.ModuleList(nn.Conv2d(i, o, kernel_size, padding=kernel_size // 2) for i, o in self.shapes)
             for conv in self.static:
@@ -128,7 +125,7 @@ class Aggregation(nn.Module):
         if start:
             self._start_as_mean_of(list(start))
         if deformable:  # zeros: training starts from the fixed neighbors
-            self.offsets = nn.Conv2d(in_channels, 2 * maps, weight_kernel, padding=weight_kernel // 2)
+            self.offsets = nn.Conv2d(in_channels, anchors * 2 * maps, weight_kernel, padding=weight_kernel // 2)
             for parameter in self.offsets.parameters():
                 nn.init.zeros_(parameter)
 
@@ -150,7 +147,7 @@ class Aggregation(nn.Module):
         if self.weights is not None:
             nn.init.normal_(self.weights.weight, std=SPREAD)
             assert self.weights.bias is not None
-            self.weights.bias.copy_(flat[0])
+            self.weights.bias.copy_(flat[0].repeat(self.anchors))
             return
         assert self.static is not None
         for conv, (weight, bias) in zip(self.static, layers, strict=True):
@@ -159,18 +156,25 @@ class Aggregation(nn.Module):
             conv.bias.copy_(bias[0])
 
     def predict_weights(self, feature: Tensor, cells: Tensor) -> Tensor:
-        """The parameters (N, D) of the small networks of ``cells`` (N,), ``row width + column`` of ``feature``
-        (C, height, width); only where they are dynamic."""
+        """Equation (5): the parameters (N, D) of the small networks of ``cells`` (N,), ``row width + column`` of
+        ``feature`` (C, height, width), times the anchors plus the anchor; only where they are dynamic."""
         assert self.weights is not None
-        found = conv_at(self.weights, feature, cells)
+        found = self._predict(self.weights, feature, cells)
         return found.tanh() if self.activation == "tanh" else found
 
     def predict_offsets(self, feature: Tensor, cells: Tensor) -> Tensor:
-        """Offsets (N, n, 2), rows and columns in units of cells; only where the neighbors are deformable."""
+        """Equations (9) and (10): offsets (N, n, 2), rows and columns in units of cells; only where the neighbors are
+        deformable."""
         assert self.offsets is not None
-        found = conv_at(self.offsets, feature, cells).float().view(-1, self.maps, 2)
+        found = self._predict(self.offsets, feature, cells).float().view(-1, self.maps, 2)
         f = self.offset_gradient
         return found if f == 1 else f * found + (1 - f) * found.detach()
+
+    def _predict(self, conv: nn.Conv2d, feature: Tensor, cells: Tensor) -> Tensor:
+        if self.anchors == 1:
+            return conv_at(conv, feature, cells)
+        found = conv_at(conv, feature, cells // self.anchors)
+        return found.view(len(cells), self.anchors, -1)[torch.arange(len(cells), device=cells.device), cells % self.anchors]
 
     def forward(
         self,
@@ -180,7 +184,7 @@ class Aggregation(nn.Module):
         context: Tensor | None = None,
         shares: Tensor | None = None,
     ) -> Tensor:
-        """Mask logits (N, h, w); ``weights`` from :meth:`predict_weights`, the rest as in
+        """Equation (6): mask logits (N, h, w); ``weights`` from :meth:`predict_weights`, the rest as in
         :func:`instseg.ops.aggregate.aggregate`. Raw representations have no bounds: under float16 autocast, whose
         range ends at 65504, this runs in float32."""
         if weights is not None:

@@ -1,4 +1,4 @@
-"""Matrix NMS: SOLO (journal) section 3.3.4, equations (7) to (9), figure 4."""
+"""Matrix NMS: SOLO (journal) section 3.3.4, equations (8) and (9), https://arxiv.org/abs/2106.15947."""
 
 from typing import Literal
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from instseg.core.trace import Trace
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -24,18 +26,7 @@ _STRONG = 0.5  # change of the soft mask that has the full color
 _LEAST = 64  # pixels, least side of what is shown
 
 
-def draw_aggregation(
-    title: str,
-    image: UInt8Array,
-    content: tuple[int, int],
-    mask: FloatArray,
-    maps: FloatArray,
-    names: Sequence[str],
-    positions: FloatArray,
-    grid: int,
-    context: FloatArray | None,
-    effects: FloatArray,
-) -> Figure:
+def draw_aggregation(title: str, image: UInt8Array, content: tuple[int, int], trace: Trace) -> Figure:
     """Two rows: what goes in, and what it does.
 
     Above: the image with the mask's outline and the places whose representations are gathered, each representation,
@@ -45,14 +36,12 @@ def draw_aggregation(
         title: one line.
         image: (H, W, 3) uint8, what the network was shown, with its padding.
         content: (h, w) of it without padding.
-        mask: (h', w') soft mask of the object.
-        maps: (n, h, w) raw representations, with their ``names`` and ``positions``, (n, 2) rows and columns on a grid
-            of ``grid`` cells a side over the image.
-        context: (K, h, w) or None.
-        effects: (n, h, w) in [-1, 1], and one more for the context where there is one.
+        trace: of the object's mask.
     """
     from matplotlib.figure import Figure
 
+    mask, maps, names, effects = trace.mask.numpy(), trace.maps.numpy(), trace.names, trace.effects.numpy()
+    context = None if trace.context is None else trace.context.numpy()
     columns = 1 + len(maps) + (context is not None)
     figure = Figure(figsize=(max(_SIDE * columns + 0.3, _WIDTH), 2 * _SIDE + 0.95), dpi=110, facecolor="white")
     axes = figure.subplots(2, columns, squeeze=False)
@@ -64,7 +53,7 @@ def draw_aggregation(
         _frame(ax, text, window)
 
     show(axes[0][0], image, "gathered cells")
-    _places(axes[0][0], positions, grid, size, names)
+    _places(axes[0][0], trace.positions.numpy(), trace.grid, size, names)
     show(axes[1][0], mask, "mask", cmap="gray", vmin=0, vmax=1)
     limit = _limit(_inside(maps, window, size))
     for i, name in enumerate(names):
@@ -124,11 +113,13 @@ def _outline(ax: Axes, mask: FloatArray, size: tuple[int, ...]) -> None:
         ax.contour(x, y, mask, levels=[0.5], colors=[_MASK], linewidths=0.9)
 
 
-def _places(ax: Axes, positions: FloatArray, grid: int, size: tuple[int, ...], names: Sequence[str]) -> None:
+def _places(
+    ax: Axes, positions: FloatArray, grid: tuple[int, int], size: tuple[int, ...], names: Sequence[str]
+) -> None:
     """The gathered cells, drawn as squares of the grid; fractional positions lie between cells."""
     from matplotlib.patches import Rectangle
 
-    height, width = size[0] / grid, size[1] / grid
+    height, width = size[0] / grid[0], size[1] / grid[1]
     for (row, column), name in zip(positions, names, strict=True):
         corner = (float(column) * width, float(row) * height)
         ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=_PLACE, linewidth=0.9))

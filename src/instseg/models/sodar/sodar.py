@@ -1,70 +1,75 @@
-"""SODAR, "Segmenting Objects by Dynamically Aggregating Neighboring Mask Representations", on SOLO and on SOLOv2.
+"""SODAR on SOLO and on SOLOv2: Tao Wang, Jun Hao Liew, Yu Li, Yunpeng Chen, Jiashi Feng, "SODAR: Segmenting Objects by
+Dynamically Aggregating Neighboring Mask Representations", 2022, https://arxiv.org/abs/2202.07402.
 
-The host's map of a cell is no mask but a raw representation, and only what is made of it is compared with a target:
+The host's map of a cell is not a mask but a raw representation, and only what is made of it is compared with a target:
 a small network, whose weights are predicted for each cell, aggregates the representations of the cell and of its
-neighbors with a context feature to the logits of the mask (section IV). Where the paper and the released code
-(AggMask) differ, the code is the default; docs/decisions/sodar.md lists the differences and the fields for them.
+neighbors with a context feature to the logits of the mask (section IV). The branches are the host's own, and the names
+of its tensors. Where the paper and the released code (AggMask) differ, the code is the default;
+docs/decisions/sodar.md lists the differences and the fields for them.
 """
 
-from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, Self
 
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from instseg.models.base import ImageBatch
-from instseg.models.sodar.grid_aggregation import AggregationConfig, AggregationInputs, GridAggregation, MapsOf, Trace
-from instseg.models.solo.net import GridNet, MaskFunction
-from instseg.models.solo.solo import SOLO, Probability, SOLOConfig, SOLOOutputs
-from instseg.models.solo.solov2 import SOLOv2, SOLOv2Config, SOLOv2Outputs
-from instseg.nn.aggregation import FeatureContext, MultiLevelContext
+from instseg.models.base import ClassLayout, ImageBatch, LossTerms, Step, Target, Trace
+from instseg.models.sodar.aggregation import AggregationInputs, MapsOf, NeighborAggregation
+from instseg.models.sodar.config import GridAggregationConfig
+from instseg.models.solo import solo, solov2
+from instseg.models.solo.assign import Assignment
+from instseg.models.solo.decode import ImageMasks
+from instseg.models.solo.grids import MASK_STRIDE, CellMasks
+from instseg.models.solo.loss import grid_loss
+from instseg.models.solo.net import GridNet
+from instseg.nn.aggregation import MultiLevelContext
+from instseg.nn.blocks import Tower
+from instseg.ops.neighbors import Locations
+from instseg.ops.resize import resize
 
 
-class Aggregated(GridNet):
-    """What both hosts get: masks that are aggregated from their maps."""
+def _context(config: GridAggregationConfig) -> MultiLevelContext | None:
+    """F_c of P2 to P6."""
+    if config.context == "without":
+        return None
+    return MultiLevelContext(config.fpn_channels, config.context_channels, config.context_layers)
 
-    aggregation: GridAggregation
 
-    @abstractmethod
-    def representations(self, outputs: Any, image: int, level: int, cells: Tensor) -> Tensor:
-        """The raw maps (U, h, w) of cells (U,) of the mask grid that ``maps[level]`` has, numbered within it: what
-        were the host's logits."""
+def _weight_tower(config: GridAggregationConfig) -> Tower | None:
+    """Levels with coordinates to what weights and offsets are predicted from; None where nothing is predicted."""
+    if config.aggregation == "static" and not config.deformable:
+        return None
+    return Tower(config.fpn_channels + 2, config.fpn_channels, config.tower_convs)
 
-    @abstractmethod
-    def _maps_of(self, outputs: Any, image: int, level: int) -> MapsOf:
-        """The size of the maps of ``maps[level]``, and what gives them by cells numbered over all levels."""
 
-    def mask_logits(self, outputs: Any, image: int, level: int, cells: Tensor) -> Tensor:
-        cells = self.maps[level].first + cells
-        return self.aggregation.mask_logits(outputs.aggregation, image, cells, *self._maps_of(outputs, image, level))
+def _locations(config: GridAggregationConfig) -> tuple[Locations, Locations]:
+    """The cells that have classes, and those that have representations."""
+    return Locations.square(config.grids), Locations.square(config.map_grids)
 
-    def trace(self, outputs: Any, image: int, cell: int) -> Trace:
-        """How the mask of a cell, numbered over all levels, comes about."""
-        level = next(i for i, m in enumerate(self.maps) if cell < m.last)
-        return self.aggregation.trace(outputs.aggregation, image, cell, *self._maps_of(outputs, image, level))
 
-    @property
-    def supervised_masks(self) -> dict[str, MaskFunction]:
-        """With the two-stage loss a cell's own representation is taught the mask, too."""
-        if not self.config.two_stage_loss:
-            return super().supervised_masks
-        return {**super().supervised_masks, "loss_representation": self._own_masks}
+def _supervised(config: GridAggregationConfig, masks: CellMasks, representations: CellMasks) -> dict[str, CellMasks]:
+    """With the two-stage loss a cell's own representation is taught the mask, too (table VI)."""
+    own = {"loss_representation": representations} if config.two_stage_loss else {}
+    return {"loss_mask": masks, **own}
 
-    def _own_masks(self, outputs: Any, image: int, level: int, cells: Tensor) -> Tensor:
-        return self.representations(outputs, image, level, cells).sigmoid()
+
+def _soft(logits: Tensor, size: tuple[int, int] | None) -> Tensor:
+    soft = logits.sigmoid()
+    return soft if size is None else resize(soft[None], size)[0]
 
 
 # --- on SOLO ------------------------------------------------------------------------------------------------------
 
 
-class SODARConfig(SOLOConfig, AggregationConfig):
+class SODARConfig(solo.SOLOConfig, GridAggregationConfig):
     """SODAR on SOLO, as released but for how training starts and which small objects it leaves out."""
 
     # Representations are no probabilities: a prior in them reaches the masks times every weight. Released: 0.01.
-    mask_prior: Probability = 0.5
+    mask_prior: solo.Probability = 0.5
     weight_tower: bool = False  # the weights have a tower of their own; else the categories' tower is theirs
 
     @model_validator(mode="after")
@@ -75,45 +80,90 @@ class SODARConfig(SOLOConfig, AggregationConfig):
 
 
 @dataclass(frozen=True)
-class SODAROutputs(SOLOOutputs):
+class SODAROutputs(solo.SOLOOutputs):
     """Raw outputs for a batch: SOLO's, and what its maps are aggregated with."""
 
     aggregation: AggregationInputs
 
 
-class SODAR(Aggregated, SOLO):
-    """SOLO whose maps are representations."""
+class SODAR(GridNet[SODAROutputs]):
+    """SOLO's branches, whose maps are representations."""
+
+    config: SODARConfig
 
     def __init__(self, config: SODARConfig) -> None:
         super().__init__(config)
-        self.aggregation = GridAggregation(config, config.tower_channels, _context(config), config.weight_tower)
+        self.category = solo.CategoryBranch(config, config.align)
+        self.mask_tower = solo.mask_tower(config)
+        self.mask_output = solo.mask_output(config, config.map_grids)
+        context, tower = _context(config), _weight_tower(config) if config.weight_tower else None
+        channels = config.tower_channels if tower is None else config.fpn_channels
+        self.aggregation = NeighborAggregation(config, channels, context, tower)
+
+    @classmethod
+    def host(cls) -> type[nn.Module]:
+        """As :class:`~instseg.models.base.Extends`."""
+        return solo.SOLO
+
+    @classmethod
+    def host_fields(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """All of the host's: they are this network's own."""
+        return {name: value for name, value in config.items() if name in SODARConfig.model_fields}
 
     def predict_pyramid(self, pyramid: Sequence[Tensor], sizes: Tensor) -> SODAROutputs:
+        """[P2, ..., P6] at strides 4 to 64 to raw outputs."""
         levels = self.head_levels(pyramid)
         size = (2 * levels[0].shape[-2], 2 * levels[0].shape[-1])
         features = self.category.features(levels)
         categories = [self.category.output(x) for x in features]
-        inputs = self.aggregation(pyramid, levels, features)
+        predicted_from = levels if self.config.weight_tower else features
+        inputs = self.aggregation(pyramid, predicted_from, *_locations(self.config))
         return SODAROutputs(categories, size, sizes, [self.mask_tower(x) for x in levels], inputs)
 
-    def _maps_of(self, outputs: SODAROutputs, image: int, level: int) -> MapsOf:
-        feature, first = outputs.features[level], self.aggregation.first_map[level]
+    def representations(self, outputs: SODAROutputs, image: int, level: int, cells: Tensor) -> Tensor:
+        """The raw maps (U, 2h, 2w) of cells (U,) of a level's mask grid: what are SOLO's logits."""
+        return solo.cell_maps(outputs.features[level][image], self.mask_output[level], cells)
+
+    def mask_logits(self, outputs: SODAROutputs, image: int, level: int, cells: Tensor) -> Tensor:
+        """Equation (6) for cells (N,) of a level: (N, 2h, 2w)."""
+        cells = self.maps[level].first + cells
+        return self.aggregation.mask_logits(outputs.aggregation, image, cells, *self._maps_of(outputs, image, level))
+
+    def _maps_of(self, outputs: SODAROutputs, image: int, level: int) -> tuple[tuple[int, int], MapsOf]:
+        feature, first = outputs.features[level], outputs.aggregation.targets.first[level]
         size = (2 * feature.shape[-2], 2 * feature.shape[-1])
         return size, lambda used: self.representations(outputs, image, level, used - first)
 
-    def representations(self, outputs: SODAROutputs, image: int, level: int, cells: Tensor) -> Tensor:
-        """The raw maps (U, 2h, 2w) of cells (U,) of a level's mask grid: what were SOLO's logits."""
-        return SOLO.mask_logits(self, outputs, image, level, cells)
+    def mask_probabilities(
+        self, outputs: SODAROutputs, image: int, level: int, cells: Tensor, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        return _soft(self.mask_logits(outputs, image, level, cells), size)
+
+    def loss(self, outputs: SODAROutputs, targets: Sequence[Target], step: Step) -> LossTerms:
+        padded = (outputs.size[0] * MASK_STRIDE, outputs.size[1] * MASK_STRIDE)
+        assigned = [self.assign(target, padded) for target in targets]
+        masks = partial(self.mask_probabilities, outputs)
+        supervised = _supervised(self.config, masks, lambda *cells: self.representations(outputs, *cells).sigmoid())
+        return grid_loss(self.config, outputs.cls_logits, self.maps, targets, assigned, supervised)
+
+    def explain(self, outputs: SODAROutputs, image: int, source: int) -> Trace:
+        """As :class:`~instseg.models.base.Explains`."""
+        level = outputs.aggregation.sources.level_of(source)
+        masks = ImageMasks(image, outputs.size, self.maps, partial(self.mask_probabilities, outputs))
+        mask = masks(torch.tensor([source], device=outputs.cls_logits[0].device))[0]
+        maps_of = self._maps_of(outputs, image, level)
+        return self.aggregation.trace(outputs.aggregation, image, source, *maps_of, mask)
 
     def as_published(self, batch: ImageBatch) -> None:
-        """Everything that the published code computes for a batch, the aggregation itself excepted: for
-        counting operations."""
+        """Everything that the published code computes for a batch, the aggregation itself excepted."""
         pyramid = self.fpn(self.backbone(batch.pixels))
         levels = self.head_levels(pyramid)
         features = self.category.features(levels)
-        categories = [self.category.output(f) for f in features]
-        self.all_masks(SOLOOutputs(categories, (0, 0), batch.sizes, [self.mask_tower(level) for level in levels]))
-        self.aggregation.as_published(pyramid, levels, features)
+        for feature in features:
+            self.category.output(feature)
+        solo.all_masks([self.mask_tower(level) for level in levels], self.mask_output)
+        predicted_from = levels if self.config.weight_tower else features
+        self.aggregation.as_published(pyramid, predicted_from, *_locations(self.config))
 
 
 # --- on SOLOv2 ----------------------------------------------------------------------------------------------------
@@ -127,7 +177,7 @@ RELEASED_SOLOV2: dict[str, Any] = {
 }
 
 
-class SODARSOLOv2Config(SOLOv2Config, AggregationConfig):
+class SODARSOLOv2Config(solov2.SOLOv2Config, GridAggregationConfig):
     """SODAR* (on SOLOv2), as released but for how training starts and which small objects it leaves out."""
 
     base: Literal["released", "solov2"] = "released"  # the host as AggMask has it, or SOLOv2's own branches; fields
@@ -151,50 +201,96 @@ class SODARSOLOv2Config(SOLOv2Config, AggregationConfig):
 
 
 @dataclass(frozen=True)
-class SODARSOLOv2Outputs(SOLOv2Outputs):
+class SODARSOLOv2Outputs(solov2.SOLOv2Outputs):
     """Raw outputs for a batch: SOLOv2's, and what its maps are aggregated with."""
 
     aggregation: AggregationInputs = field(kw_only=True)
 
 
-class SODARSOLOv2(Aggregated, SOLOv2):
-    """SOLOv2 whose maps are representations."""
+class SODARSOLOv2(GridNet[SODARSOLOv2Outputs]):
+    """SOLOv2's branches, whose maps are representations."""
+
+    config: SODARSOLOv2Config
 
     def __init__(self, config: SODARSOLOv2Config) -> None:
         super().__init__(config)
-        context: nn.Module | None
+        self.maps = solov2.one_or_many(config)
+        self.mask_feature = solov2.mask_feature(config)
+        self.head = solov2.SOLOv2Head(config, config.map_grids)
+        self.semantic = solov2.semantic_branch(config)
         if config.context != "without" and config.context_source == "mask_feature":
-            context = FeatureContext(config.mask_channels, config.context_channels)
+            context: MultiLevelContext | None = MultiLevelContext(config.mask_channels, config.context_channels, 1, 1)
         else:
             context = _context(config)
-        self.aggregation = GridAggregation(config, config.fpn_channels, context, tower=True)
+        self.aggregation = NeighborAggregation(config, config.fpn_channels, context, _weight_tower(config))
+
+    @classmethod
+    def host(cls) -> type[nn.Module]:
+        """As :class:`~instseg.models.base.Extends`."""
+        return solov2.SOLOv2
+
+    @classmethod
+    def host_fields(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """All of the host's: they are this network's own. Given, they count more than the released ones."""
+        return {name: value for name, value in config.items() if name in SODARSOLOv2Config.model_fields}
+
+    def class_layers(self) -> Mapping[str, ClassLayout]:
+        return solov2.class_layers(self.semantic)
 
     def predict_pyramid(self, pyramid: Sequence[Tensor], sizes: Tensor) -> SODARSOLOv2Outputs:
-        found = super().predict_pyramid(pyramid, sizes)
-        inputs = self.aggregation(self._context_from(pyramid, found), self.head_levels(pyramid), [])
-        return SODARSOLOv2Outputs(**vars(found), aggregation=inputs)
+        """[P2, ..., P6] at strides 4 to 64 to raw outputs."""
+        levels = self.head_levels(pyramid)
+        categories, kernels = self.head(levels)
+        features = [self.mask_feature(pyramid)]
+        semantic = self.semantic(pyramid[0]) if self.training and self.semantic is not None else None
+        size = (pyramid[0].shape[-2], pyramid[0].shape[-1])
+        predicted_from = levels if self.aggregation.tower is not None else []
+        inputs = self.aggregation(self._context_from(pyramid, features), predicted_from, *_locations(self.config))
+        return SODARSOLOv2Outputs(categories, size, sizes, kernels, features, semantic, aggregation=inputs)
 
-    def _context_from(self, pyramid: Sequence[Tensor], outputs: SOLOv2Outputs) -> Any:
-        return pyramid if self.config.context_source == "pyramid" else outputs.mask_features[0]
+    def _context_from(self, pyramid: Sequence[Tensor], features: Sequence[Tensor]) -> Sequence[Tensor]:
+        return pyramid if self.config.context_source == "pyramid" else features
 
-    def _maps_of(self, outputs: SODARSOLOv2Outputs, image: int, level: int) -> MapsOf:
-        size = (outputs.mask_features[0].shape[-2], outputs.mask_features[0].shape[-1])
-        return size, lambda used: self.representations(outputs, image, level, used)
+    def representations(self, outputs: SODARSOLOv2Outputs, image: int, level: int, cells: Tensor) -> Tensor:
+        """The raw maps (U, H/4, W/4) of cells (U,) of the mask grids: what are SOLOv2's logits."""
+        return solov2.cell_maps(self.config, outputs, image, level, cells)
 
-    def representations(self, outputs: SOLOv2Outputs, image: int, level: int, cells: Tensor) -> Tensor:
-        """The raw maps (U, H/4, W/4) of cells (U,) of the mask grids: what were SOLOv2's logits."""
-        return SOLOv2.mask_logits(self, outputs, image, level, cells)
+    def mask_logits(self, outputs: SODARSOLOv2Outputs, image: int, level: int, cells: Tensor) -> Tensor:
+        """Equation (6) for cells (N,) of all levels: (N, H/4, W/4)."""
+        return self.aggregation.mask_logits(outputs.aggregation, image, cells, *self._maps_of(outputs, image))
+
+    def _maps_of(self, outputs: SODARSOLOv2Outputs, image: int) -> tuple[tuple[int, int], MapsOf]:
+        return outputs.size, lambda used: self.representations(outputs, image, 0, used)
+
+    def mask_probabilities(
+        self, outputs: SODARSOLOv2Outputs, image: int, level: int, cells: Tensor, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        return _soft(self.mask_logits(outputs, image, level, cells), size)
+
+    def assign(self, target: Target, padded: tuple[int, int]) -> Assignment:
+        return solov2.assign_shared(self.config, target, padded)
+
+    def loss(self, outputs: SODARSOLOv2Outputs, targets: Sequence[Target], step: Step) -> LossTerms:
+        padded = (outputs.size[0] * MASK_STRIDE, outputs.size[1] * MASK_STRIDE)
+        assigned = [self.assign(target, padded) for target in targets]
+        masks = partial(self.mask_probabilities, outputs)
+        supervised = _supervised(self.config, masks, lambda *cells: self.representations(outputs, *cells).sigmoid())
+        return solov2.dynamic_loss(self.config, outputs, targets, assigned, supervised)
+
+    def explain(self, outputs: SODARSOLOv2Outputs, image: int, source: int) -> Trace:
+        """As :class:`~instseg.models.base.Explains`."""
+        cells = torch.tensor([source], device=outputs.cls_logits[0].device)
+        mask = self.mask_probabilities(outputs, image, 0, cells)[0]
+        return self.aggregation.trace(outputs.aggregation, image, source, *self._maps_of(outputs, image), mask)
 
     def as_published(self, batch: ImageBatch) -> None:
-        """Everything that the published code computes for a batch, the aggregation itself excepted: for
-        counting operations."""
+        """Everything that the published code computes for a batch, the aggregation itself excepted."""
         pyramid = self.fpn(self.backbone(batch.pixels))
-        found = SOLOv2.predict_pyramid(self, pyramid, batch.sizes)
-        self.representations(found, 0, 0, torch.arange(self.aggregation.first_map[-1], device=batch.pixels.device))
-        self.aggregation.as_published(self._context_from(pyramid, found), self.head_levels(pyramid), [])
-
-
-def _context(config: AggregationConfig) -> nn.Module | None:
-    if config.context == "without":
-        return None
-    return MultiLevelContext(config.fpn_channels, config.context_channels, config.context_layers)
+        levels = self.head_levels(pyramid)
+        categories, kernels = self.head(levels)
+        features = [self.mask_feature(pyramid)]
+        found = solov2.SOLOv2Outputs(categories, (0, 0), batch.sizes, kernels, features)
+        targets = _locations(self.config)[1]
+        solov2.cell_maps(self.config, found, 0, 0, torch.arange(targets.first[-1], device=batch.pixels.device))
+        predicted_from = levels if self.aggregation.tower is not None else []
+        self.aggregation.as_published(self._context_from(pyramid, features), predicted_from, *_locations(self.config))

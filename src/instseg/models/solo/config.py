@@ -55,11 +55,6 @@ class GridConfig(ModelConfig, GridSettings):
     focal_gamma: float = 2.0
 
     @property
-    def map_grids(self) -> tuple[int, ...]:
-        """S of the grids whose cells have a map each; those of the classes unless a method shares maps."""
-        return self.grids
-
-    @property
     def strides(self) -> tuple[int, ...]:
         """Of each level."""
         return STRIDES[: len(self.grids)]

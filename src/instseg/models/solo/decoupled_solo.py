@@ -1,6 +1,7 @@
-"""Decoupled SOLO: SOLO (journal) section 3.2.2, and its light version.
+"""Decoupled SOLO and its light version: Xinlong Wang, Rufeng Zhang, Chunhua Shen, Tao Kong, Lei Li, "SOLO: A Simple
+Framework for Instance Segmentation", TPAMI 2021, https://arxiv.org/abs/2106.15947 ("SOLO (journal)"), section 3.2.2.
 
-The S x S masks of a level are products of S maps for columns and S maps for rows: ``m(i, j) = x(j) y(i)``.
+The S x S masks of a level are products of S maps for columns and S maps for rows, equation (1).
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from instseg.models.solo.config import GridConfig
-from instseg.models.solo.net import GridNet, GridOutputs
+from instseg.models.solo.grids import GridOutputs
+from instseg.models.solo.net import GridNet
 from instseg.models.solo.solo import CategoryBranch
 from instseg.nn.blocks import Tower, prediction_conv, prior_bias
 from instseg.ops.resize import resize
@@ -41,6 +43,8 @@ class DecoupledSOLOOutputs(GridOutputs):
 
 class DecoupledSOLO(GridNet[DecoupledSOLOOutputs]):
     """The network, its loss and its decoding: three pure steps."""
+
+    config: DecoupledSOLOConfig
 
     def __init__(self, config: DecoupledSOLOConfig) -> None:
         super().__init__(config)
@@ -100,6 +104,7 @@ class DecoupledSOLO(GridNet[DecoupledSOLOOutputs]):
             used, back = torch.unique(which, return_inverse=True)
             return resize(maps[used].float().sigmoid()[None], size)[0][back]
 
+        # Equation (1): m_k = x_j y_i with k = i S + j.
         return factor(outputs.x[level][image], cells % s) * factor(outputs.y[level][image], cells // s)
 
 

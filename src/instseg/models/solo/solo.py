@@ -1,4 +1,9 @@
-"""SOLO, "Segmenting Objects by Locations": SOLO (journal) section 3.2.1.
+"""SOLO: Xinlong Wang, Tao Kong, Chunhua Shen, Yuning Jiang, Lei Li, "SOLO: Segmenting Objects by Locations", ECCV 2020,
+https://arxiv.org/abs/1912.04488.
+
+Sections and equations are those of the journal version, "SOLO (journal)": Xinlong Wang, Rufeng Zhang, Chunhua Shen,
+Tao Kong, Lei Li, "SOLO: A Simple Framework for Instance Segmentation", TPAMI 2021, https://arxiv.org/abs/2106.15947.
+This is its vanilla SOLO, section 3.2.1.
 
 An image is divided into grids of S x S cells. The cell that holds an object's center predicts its class; channel
 ``i S + j`` of the mask branch is the mask of cell (i, j).
@@ -14,7 +19,8 @@ from torch import Tensor, nn
 
 from instseg.models.base import ImageBatch
 from instseg.models.solo.config import GridConfig
-from instseg.models.solo.net import GridNet, GridOutputs
+from instseg.models.solo.grids import GridOutputs
+from instseg.models.solo.net import GridNet
 from instseg.nn.blocks import ConvGNReLU, Tower, prediction_conv, prior_bias
 from instseg.ops.dynamic_conv import dynamic_conv
 from instseg.ops.resize import resize
@@ -87,22 +93,47 @@ class MergedMap(nn.Module):
         return [self.output(merged[0] + merged[1] + merged[2])]
 
 
+def mask_tower(config: SOLOConfig) -> Tower:
+    """The mask branch but for its last layer, shared by all levels."""
+    depth = config.tower_convs
+    dcn, dcn_from = config.tower_dcn(depth)
+    return Tower(
+        config.fpn_channels, config.tower_channels, depth, coord_convs=config.coord_convs, dcn=dcn, dcn_from=dcn_from
+    )
+
+
+def mask_output(config: SOLOConfig, grids: Sequence[int]) -> nn.ModuleList:
+    """The last layer of the mask branch: for each level a 1x1 convolution with a channel for each cell."""
+    prior = prior_bias(config.mask_prior)
+    return nn.ModuleList(prediction_conv(config.tower_channels, s * s, 1, prior) for s in grids)
+
+
+def cell_maps(feature: Tensor, output: nn.Module, cells: Tensor) -> Tensor:
+    """The maps (N, 2h, 2w) of cells (N,) of a level from its ``feature`` (E, h, w). The 1x1 ``output`` convolution is
+    applied for those cells only, and before the enlargement to twice the size: the two are linear and commute."""
+    assert isinstance(output, nn.Conv2d) and output.bias is not None
+    logits = dynamic_conv(feature, output.weight[cells].flatten(1)) + output.bias[cells, None, None]
+    return resize(logits.float()[None], (2 * logits.shape[1], 2 * logits.shape[2]))[0]
+
+
+def all_masks(features: Sequence[Tensor], outputs: nn.ModuleList) -> list[Tensor]:
+    """Logits of the masks of all cells as the published code makes them, (B, S S, 2h, 2w) a level."""
+    doubled = [resize(x, (2 * x.shape[-2], 2 * x.shape[-1])) for x in features]
+    return [output(x) for output, x in zip(outputs, doubled, strict=True)]
+
+
 class SOLO(GridNet[SOLOOutputs]):
     """The network, its loss and its decoding: three pure steps."""
+
+    config: SOLOConfig
 
     def __init__(self, config: SOLOConfig) -> None:
         super().__init__(config)
         if not config.pyramid:
             self.fpn = MergedMap(self.backbone.channels, config.fpn_channels)
-        depth, width = config.tower_convs, config.tower_channels
-        dcn, dcn_from = config.tower_dcn(depth)
         self.category = CategoryBranch(config, config.align)
-        self.mask_tower = Tower(
-            config.fpn_channels, width, depth, coord_convs=config.coord_convs, dcn=dcn, dcn_from=dcn_from
-        )
-        self.mask_output = nn.ModuleList(
-            prediction_conv(width, s * s, 1, prior_bias(config.mask_prior)) for s in config.map_grids
-        )
+        self.mask_tower = mask_tower(config)
+        self.mask_output = mask_output(config, config.grids)
 
     def predict_pyramid(self, pyramid: Sequence[Tensor], sizes: Tensor) -> SOLOOutputs:
         """[P2, ..., P6] at strides 4 to 64 (one map at stride 8 without a pyramid) to raw outputs."""
@@ -113,23 +144,8 @@ class SOLO(GridNet[SOLOOutputs]):
     def mask_probabilities(
         self, outputs: SOLOOutputs, image: int, level: int, cells: Tensor, size: tuple[int, int] | None = None
     ) -> Tensor:
-        soft = self.mask_logits(outputs, image, level, cells).sigmoid()
+        soft = cell_maps(outputs.features[level][image], self.mask_output[level], cells).sigmoid()
         return soft if size is None else resize(soft[None], size)[0]
 
-    def mask_logits(self, outputs: SOLOOutputs, image: int, level: int, cells: Tensor) -> Tensor:
-        """The maps (N, 2h, 2w) of some cells of a level. The 1x1 output convolution is applied for those cells only,
-        and before the enlargement to twice the size: the two are linear and commute."""
-        feature, output = outputs.features[level][image], self.mask_output[level]
-        assert isinstance(output, nn.Conv2d) and output.bias is not None
-        logits = dynamic_conv(feature, output.weight[cells].flatten(1)) + output.bias[cells, None, None]
-        return resize(logits.float()[None], (2 * logits.shape[1], 2 * logits.shape[2]))[0]
-
     def as_published(self, batch: ImageBatch) -> None:
-        """Everything that the published code computes for a batch: for counting operations."""
-        self.all_masks(self(batch))
-
-    def all_masks(self, outputs: SOLOOutputs) -> list[Tensor]:
-        """Logits of the masks of all cells as the published code makes them, (B, S S, 2h, 2w) a level: for
-        comparison."""
-        doubled = [resize(x, (2 * x.shape[-2], 2 * x.shape[-1])) for x in outputs.features]
-        return [output(x) for output, x in zip(self.mask_output, doubled, strict=True)]
+        all_masks(self(batch).features, self.mask_output)

@@ -1,11 +1,18 @@
-"""SOLOv2, "Dynamic SOLO": SOLO (journal) section 3.2.3, with Decoupled Dynamic SOLO and SOLOv2+ of section 4.5.
+"""SOLOv2: Xinlong Wang, Rufeng Zhang, Tao Kong, Lei Li, Chunhua Shen, "SOLOv2: Dynamic and Fast Instance Segmentation",
+NeurIPS 2020, https://arxiv.org/abs/2003.10152.
+
+Sections, equations and tables are those of the journal version, "SOLO (journal)": Xinlong Wang, Rufeng Zhang, Chunhua
+Shen, Tao Kong, Lei Li, "SOLO: A Simple Framework for Instance Segmentation", TPAMI 2021,
+https://arxiv.org/abs/2106.15947. This is its Dynamic SOLO, section 3.2.3, with Decoupled Dynamic SOLO, section 3.2.4,
+and SOLOv2+, table 6a.
 
 An image is divided into grids of S x S cells. The cell that holds an object's center predicts its class and the
 kernel of a convolution; that convolution, applied to one feature map F of the whole image, is the object's mask.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Self
 
 import torch
@@ -14,10 +21,13 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from instseg.models.base import LossTerms, Step, Target
+from instseg.models.base import ClassLayout, LossTerms, Step, Target
 from instseg.models.config import Depth, Positive
+from instseg.models.solo.assign import Assignment
 from instseg.models.solo.config import GridConfig
-from instseg.models.solo.net import MASK_STRIDE, GridNet, GridOutputs, LevelSpec
+from instseg.models.solo.grids import MASK_STRIDE, CellMasks, GridOutputs, LevelSpec, level_maps, one_map
+from instseg.models.solo.loss import grid_loss
+from instseg.models.solo.net import GridNet, assign_target
 from instseg.nn.blocks import ConvGNReLU, Tower, prediction_conv, prior_bias
 from instseg.nn.mask_feature import MaskFeature
 from instseg.ops.coords import append_coordinates
@@ -72,11 +82,12 @@ class SOLOv2Head(nn.Module):
     """Category and kernel branches, shared by all levels. They run at S x S, so their cost does not depend on the
     image's size."""
 
-    def __init__(self, config: SOLOv2Config) -> None:
+    def __init__(self, config: SOLOv2Config, map_grids: Sequence[int] | None = None) -> None:
+        """map_grids: of the kernels, where they are not those of the classes."""
         super().__init__()
         channels, width, depth = config.fpn_channels, config.tower_channels, config.tower_convs
         dcn, dcn_from = config.tower_dcn(depth)
-        self.grids, self.map_grids, self.kernel_coords = config.grids, config.map_grids, config.kernel_coords
+        self.grids, self.map_grids, self.kernel_coords = config.grids, map_grids or config.grids, config.kernel_coords
         kernel_inputs = channels + 2 if config.kernel_coords else channels
         self.category_tower = Tower(channels, width, depth, dcn=dcn, dcn_from=dcn_from)
         self.category = prediction_conv(width, config.num_classes, bias=prior_bias())
@@ -96,36 +107,88 @@ class SOLOv2Head(nn.Module):
         return categories, kernels
 
 
+def mask_feature(config: SOLOv2Config) -> nn.Module:
+    """The mask feature branch: of one F for all levels, or a tower that is applied to each."""
+    channels = config.fpn_channels
+    if config.mask_feature == "separate":
+        return Tower(channels, config.mask_channels, SEPARATE_CONVS, coord_convs=int(config.feature_coords))
+    dcn = config.dcn if config.mask_feature_dcn else 0
+    return MaskFeature(
+        channels, config.mask_hidden, config.mask_channels, config.feature_coords, dcn, config.mask_feature_norm
+    )
+
+
+def semantic_branch(config: SOLOv2Config) -> nn.Sequential | None:
+    """The auxiliary branch of SOLOv2+ (table 6a), which only training runs."""
+    if not config.semantic_weight:
+        return None
+    last = prediction_conv(128, config.num_classes, bias=prior_bias())
+    return nn.Sequential(ConvGNReLU(config.fpn_channels, 128), ConvGNReLU(128, 128), last)
+
+
+def cell_maps(c: SOLOv2Config, outputs: SOLOv2Outputs, image: int, level: int, cells: Tensor) -> Tensor:
+    """The maps (N A, h, w) of cells (N,): of one level with separate features, else numbered over all levels."""
+    separate = c.mask_feature == "separate"
+    feature = outputs.mask_features[level][image]
+    chosen = [k[image].flatten(1) for k in ([outputs.kernels[level]] if separate else outputs.kernels)]
+    kernels = torch.cat(chosen, dim=1).T[cells]  # N, A E k k
+    if separate and c.kernel_size > 1:  # else the enlargement may follow the convolution: they commute
+        feature = resize(feature[None], (2 * feature.shape[1], 2 * feature.shape[2]))[0]
+    groups = kernels.reshape(-1, c.mask_channels * c.kernel_size**2)  # N A, E k k
+    logits = dynamic_conv(feature, groups, c.kernel_size).float()  # equation (2): M = G * F
+    if separate and c.kernel_size == 1:
+        logits = resize(logits[None], (2 * logits.shape[1], 2 * logits.shape[2]))[0]
+    return logits
+
+
+def dynamic_loss(
+    c: SOLOv2Config,
+    outputs: SOLOv2Outputs,
+    targets: Sequence[Target],
+    assigned: Sequence[Assignment],
+    supervised_masks: Mapping[str, CellMasks],
+) -> LossTerms:
+    """Equation (4) with the ways of sharing cells; with the semantic branch also ``loss_semantic``."""
+    normalizer: Literal["masks", "cells"] = "cells" if c.shared_cells == "mmdet" else "masks"
+    terms = grid_loss(c, outputs.cls_logits, one_or_many(c), targets, assigned, supervised_masks, normalizer)
+    if outputs.semantic is None:
+        return terms
+    labels = torch.stack([semantic_labels(t, outputs.size, c.num_classes) for t in targets])
+    semantic = c.semantic_weight * semantic_loss(outputs.semantic, labels)
+    return LossTerms({**terms.losses, "loss_semantic": semantic}, terms.logs)
+
+
+def one_or_many(c: SOLOv2Config) -> list[LevelSpec]:
+    """All cells have their masks on one map, or with separate features each level's on its own."""
+    return level_maps(c.grids) if c.mask_feature == "separate" else one_map(c.grids)
+
+
+def semantic_labels(target: Target, size: tuple[int, int], num_classes: int) -> Tensor:
+    """(H/4, W/4) int64: at each fourth pixel the class of the smallest object there, else ``num_classes``."""
+    full = target.masks
+    masks = full[:, MASK_STRIDE // 2 :: MASK_STRIDE, MASK_STRIDE // 2 :: MASK_STRIDE].bool()
+    labels = torch.full(size, num_classes, device=masks.device)
+    corner = labels[: masks.shape[1], : masks.shape[2]]
+    areas = full.flatten(1).sum(dim=1, dtype=torch.int64)
+    for i in areas.argsort(descending=True, stable=True).tolist():
+        corner[masks[i]] = target.labels[i]
+    return labels
+
+
 class SOLOv2(GridNet[SOLOv2Outputs]):
     """The network, its loss and its decoding: three pure steps."""
 
+    config: SOLOv2Config
+
     def __init__(self, config: SOLOv2Config) -> None:
         super().__init__(config)
-        channels = config.fpn_channels
-        self.shares_cells = config.shared_cells != "last"
-        self.mask_feature: nn.Module
-        if config.mask_feature == "unified":
-            dcn = config.dcn if config.mask_feature_dcn else 0
-            self.mask_feature = MaskFeature(
-                channels,
-                config.mask_hidden,
-                config.mask_channels,
-                config.feature_coords,
-                dcn,
-                config.mask_feature_norm,
-            )
-            self.maps = [LevelSpec(MASK_STRIDE, 0, sum(s * s for s in config.grids))]
-        else:
-            self.mask_feature = Tower(
-                channels, config.mask_channels, SEPARATE_CONVS, coord_convs=int(config.feature_coords)
-            )
+        self.maps = one_or_many(config)
+        self.mask_feature = mask_feature(config)
         self.head = SOLOv2Head(config)
-        if config.semantic_weight:
-            self.semantic = nn.Sequential(
-                ConvGNReLU(channels, 128),
-                ConvGNReLU(128, 128),
-                prediction_conv(128, config.num_classes, bias=prior_bias()),
-            )
+        self.semantic = semantic_branch(config)
+
+    def class_layers(self) -> Mapping[str, ClassLayout]:
+        return class_layers(self.semantic)
 
     def predict_pyramid(self, pyramid: Sequence[Tensor], sizes: Tensor) -> SOLOv2Outputs:
         """[P2, ..., P6] at strides 4 to 64 to raw outputs."""
@@ -133,59 +196,40 @@ class SOLOv2(GridNet[SOLOv2Outputs]):
         categories, kernels = self.head(levels)
         unified = self.config.mask_feature == "unified"
         features = [self.mask_feature(pyramid)] if unified else [self.mask_feature(x) for x in levels]
-        semantic = self.semantic(pyramid[0]) if self.training and self.config.semantic_weight else None
+        semantic = self.semantic(pyramid[0]) if self.training and self.semantic is not None else None
         size = (pyramid[0].shape[-2], pyramid[0].shape[-1])
         return SOLOv2Outputs(categories, size, sizes, kernels, features, semantic)
 
     def mask_probabilities(
         self, outputs: SOLOv2Outputs, image: int, level: int, cells: Tensor, size: tuple[int, int] | None = None
     ) -> Tensor:
-        """The dynamic convolution of some cells; with ``mask_groups`` the product of their A maps."""
-        logits, groups = self.mask_logits(outputs, image, level, cells), self.config.mask_groups
+        logits, groups = cell_maps(self.config, outputs, image, level, cells), self.config.mask_groups
         if groups == 1:
             soft = logits.sigmoid()
-        else:  # the product of sigmoids, in logarithms
+        else:  # equation (3): the product of sigmoids, in logarithms
             soft = F.logsigmoid(logits).view(len(cells), groups, *logits.shape[1:]).sum(dim=1).exp()
         return soft if size is None else resize(soft[None], size)[0]
 
-    def mask_logits(self, outputs: SOLOv2Outputs, image: int, level: int, cells: Tensor) -> Tensor:
-        """The maps (N A, h, w) of some cells."""
-        c = self.config
-        feature = outputs.mask_features[level][image]
-        one_map = len(self.maps) == 1
-        # Cells of one level, or of all levels in a row.
-        chosen = [k[image].flatten(1) for k in (outputs.kernels if one_map else [outputs.kernels[level]])]
-        kernels = torch.cat(chosen, dim=1).T[cells]  # N, A E k k
-        if not one_map and c.kernel_size > 1:  # else the enlargement may follow the convolution: they commute
-            feature = resize(feature[None], (2 * feature.shape[1], 2 * feature.shape[2]))[0]
-        groups = kernels.reshape(-1, c.mask_channels * c.kernel_size**2)  # N A, E k k
-        logits = dynamic_conv(feature, groups, c.kernel_size).float()
-        if not one_map and c.kernel_size == 1:
-            logits = resize(logits[None], (2 * logits.shape[1], 2 * logits.shape[2]))[0]
-        return logits
-
-    # --- training: section 3.3 ------------------------------------------------------------------------------------
-
-    def mask_normalizer(self, losses: int, cells: int) -> int:
-        return cells if self.config.shared_cells == "mmdet" else losses
+    def assign(self, target: Target, padded: tuple[int, int]) -> Assignment:
+        return assign_shared(self.config, target, padded)
 
     def loss(self, outputs: SOLOv2Outputs, targets: Sequence[Target], step: Step) -> LossTerms:
-        """As :meth:`GridNet.loss`; with the semantic branch also ``loss_semantic``."""
-        terms = super().loss(outputs, targets, step)
-        if outputs.semantic is not None:
-            labels = torch.stack([self._semantic_labels(t, outputs.size) for t in targets])
-            terms.losses["loss_semantic"] = self.config.semantic_weight * semantic_loss(outputs.semantic, labels)
-        return terms
+        padded = (outputs.size[0] * MASK_STRIDE, outputs.size[1] * MASK_STRIDE)
+        assigned = [self.assign(target, padded) for target in targets]
+        supervised = {"loss_mask": partial(self.mask_probabilities, outputs)}
+        return dynamic_loss(self.config, outputs, targets, assigned, supervised)
 
-    def _semantic_labels(self, target: Target, size: tuple[int, int]) -> Tensor:
-        """(H/4, W/4) int64: at each fourth pixel the class of the smallest object there, else ``num_classes``."""
-        masks = target.masks[:, MASK_STRIDE // 2 :: MASK_STRIDE, MASK_STRIDE // 2 :: MASK_STRIDE].bool()
-        labels = torch.full(size, self.config.num_classes, device=masks.device)
-        corner = labels[: masks.shape[1], : masks.shape[2]]
-        areas = target.masks.flatten(1).sum(dim=1, dtype=torch.int64)
-        for i in areas.argsort(descending=True, stable=True).tolist():
-            corner[masks[i]] = target.labels[i]
-        return labels
+
+def assign_shared(c: SOLOv2Config, target: Target, padded: tuple[int, int]) -> Assignment:
+    """The positive cells of one image; objects that share a cell are all trained on, or the last alone."""
+    found = assign_target(c, target, padded)
+    return found.owned() if c.shared_cells == "last" else found
+
+
+def class_layers(semantic: nn.Module | None) -> dict[str, ClassLayout]:
+    """The tensors with rows for each class, with the ``semantic`` branch or without."""
+    layers = ["head.category", *(["semantic.2"] if semantic is not None else [])]
+    return {f"{layer}.{kind}": ClassLayout() for layer in layers for kind in ("weight", "bias")}
 
 
 def semantic_loss(logits: Tensor, labels: Tensor) -> Tensor:

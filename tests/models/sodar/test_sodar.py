@@ -1,13 +1,18 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from instseg.core.errors import ConfigError
-from instseg.core.geometry import InputGeometry, Placement
+from instseg.core.geometry import InputGeometry
 from instseg.core.masks import Masks
+from instseg.core.shapes import Shapes
 from instseg.losses.dice import dice_loss
+from instseg.models.base import ImageBatch, Step, Target
 from instseg.models.sodar.sodar import SODAR, SODARConfig, SODARSOLOv2, SODARSOLOv2Config
-from instseg.models.solo.solo import SOLO
+from instseg.models.solo.decode import ImageMasks
+from instseg.models.solo.solo import SOLO, cell_maps
 from instseg.models.zoo import build_config
 from instseg.nn.aggregation import MultiLevelContext, conv_at
 from instseg.ops.resize import downsample_masks
@@ -35,11 +40,11 @@ def target():
     masks = torch.zeros(2, 96, 128, dtype=torch.uint8)
     masks[0, 10:60, 10:50], masks[1, 20:80, 60:120] = 1, 1
     boxes = torch.tensor([[10.0, 10, 50, 60], [60, 20, 120, 80]])
-    return {"boxes": boxes, "labels": torch.tensor([0, 1]), "masks": masks}
+    return Target((96, 128), torch.tensor([0, 1]), boxes, Shapes.from_masks(masks))
 
 
 VIEW = InputGeometry((96, 128), (96, 128), (96, 128))
-IMAGE = torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+IMAGE = ImageBatch.of(torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(0)))
 
 
 @pytest.fixture(params=HOSTS)
@@ -66,7 +71,7 @@ def test_deformable_neighbors_start_as_the_fixed_ones(host):
 
 def test_gradients_reach_the_offsets_and_the_maps_they_sample(host):
     net = build(host, deformable=True).train()
-    sum(net.loss(net(IMAGE), [target()]).values()).backward()
+    sum(net.loss(net(IMAGE), [target()], Step()).losses.values()).backward()
     assert net.aggregation.aggregate.offsets.weight.grad.abs().sum() > 0
     sampled = net.mask_output[0].weight if host == "SODAR" else net.head.kernel.weight
     assert sampled.grad.abs().sum() > 0
@@ -75,7 +80,7 @@ def test_gradients_reach_the_offsets_and_the_maps_they_sample(host):
 def test_the_gradient_of_the_offsets_can_be_damped():
     def gradient(factor):
         net = build(deformable=True, offset_gradient=factor).train()
-        sum(net.loss(net(IMAGE), [target()]).values()).backward()
+        sum(net.loss(net(IMAGE), [target()], Step()).losses.values()).backward()
         return net.aggregation.aggregate.offsets.weight.grad
 
     torch.testing.assert_close(gradient(0.1), 0.1 * gradient(1.0))
@@ -144,10 +149,10 @@ def test_a_convolution_at_chosen_cells_is_that_of_all_cells(kernel):
 def test_the_weights_of_all_cells_are_those_of_the_chosen_ones(host):
     net = build(host, deformable=True)
     with torch.no_grad():
-        pyramid = net.fpn(net.backbone(IMAGE))
-        inputs = net.predict_pyramid(pyramid).aggregation
-        levels = net.head_levels(pyramid)
-        published = net.aggregation.as_published(pyramid, levels, inputs.features)
+        pyramid = net.fpn(net.backbone(IMAGE.pixels))
+        inputs = net.predict_pyramid(pyramid, IMAGE.sizes).aggregation
+        given = inputs.features if net.aggregation.tower is None else net.head_levels(pyramid)
+        published = net.aggregation.as_published(pyramid, given, inputs.sources, inputs.targets)
         cells = torch.tensor([40, 2, 36])  # of the second, first and second level
         dense = torch.cat([f[0].flatten(1) for f in published.features], dim=1).T[cells]
         weights = dense[:, :-10].tanh() if host == "SODAR" else dense[:, :-10]
@@ -158,18 +163,18 @@ def test_the_weights_of_all_cells_are_those_of_the_chosen_ones(host):
 def test_the_two_stage_loss_teaches_the_cells_own_representation(host):
     net, given = build(host, two_stage_loss=True).train(), target()
     outputs = net(IMAGE)
-    losses = net.loss(outputs, [given])
+    losses = net.loss(outputs, [given], Step()).losses
     assert set(losses) == {"loss_category", "loss_mask", "loss_representation"}
     found = net.assign(given, (96, 128))
     expected = []
     for level, m in enumerate(net.maps):
         at = (found.cells >= m.first) & (found.cells < m.last)
         p = net.representations(outputs, 0, level, found.cells[at] - m.first).sigmoid()
-        expected.append(dice_loss(p, downsample_masks(given["masks"], m.stride)[found.objects[at]]))
+        expected.append(dice_loss(p, downsample_masks(given.masks, m.stride)[found.objects[at]]))
     torch.testing.assert_close(losses["loss_representation"], 3 * torch.cat(expected).mean())
     plain = build(host).train()
     plain.load_state_dict(net.state_dict())
-    for name, loss in plain.loss(plain(IMAGE), [given]).items():
+    for name, loss in plain.loss(plain(IMAGE), [given], Step()).losses.items():
         torch.testing.assert_close(losses[name], loss)
 
 
@@ -181,7 +186,8 @@ def test_on_solo_the_host_itself_is_solo():
     with torch.no_grad():
         ours, theirs = net(IMAGE), solo.eval()(IMAGE)
         cells = torch.tensor([0, 5])
-        torch.testing.assert_close(net.representations(ours, 0, 1, cells), solo.mask_logits(theirs, 0, 1, cells))
+        plain = cell_maps(theirs.features[1][0], solo.mask_output[1], cells)
+        torch.testing.assert_close(net.representations(ours, 0, 1, cells), plain)
 
 
 def test_the_base_of_sodar_star_is_the_released_one_or_solov2s_own():
@@ -201,8 +207,8 @@ def test_static_weights_are_ordinary_parameters():
 
 def test_small_objects_can_be_left_out():
     given = target()
-    given["masks"][1] = 0
-    given["masks"][1, 20:23, 60:63] = 1
+    given.masks[1] = 0
+    given.masks[1, 20:23, 60:63] = 1
     assert 1 in build().assign(given, (96, 128)).objects
     assert 1 not in build(min_pixels=10).assign(given, (96, 128)).objects
 
@@ -226,7 +232,8 @@ def decoded(voting, **fields):
     net = build(candidate_threshold=0.0, mask_threshold=1e-6, min_score=0.0, nms_pre=20, voting=voting, **fields)
     with torch.no_grad():
         outputs = net(IMAGE)
-        return net, outputs, net.decode_cells(outputs, [VIEW])[0]
+        (found,) = net.decode(outputs)
+        return net, outputs, (found.instances.to_image(VIEW), found.source)
 
 
 def test_voting_keeps_scores_and_cells_and_changes_masks():
@@ -239,12 +246,12 @@ def test_voting_keeps_scores_and_cells_and_changes_masks():
 def test_an_average_vote_is_the_mean_of_the_soft_masks_in_one_chunk_or_many(monkeypatch):
     net, outputs, (plain, cells) = decoded("none")
     assert len(plain) == 20  # all candidates are found again: each is a voter
-    soft = net.soft_masks(outputs, 0, cells)
+    soft = ImageMasks(0, outputs.size, net.maps, partial(net.mask_probabilities, outputs))(cells)
     same = (plain.labels[:, None] == plain.labels).float()
     mean = (same @ soft.flatten(1) / same.sum(dim=1, keepdim=True)).view_as(soft)
-    expected = Masks.from_soft(mean, Placement.of(VIEW, outputs.size, 4), (96, 128), 1e-6).soft()
+    expected = Masks.from_maps(mean, (96, 128), 4, 1e-6).to_image(VIEW).soft()
     for values in (8_000_000, 24 * 32 * 3):
-        monkeypatch.setattr("instseg.models.solo.net.CHUNK_VALUES", values)
+        monkeypatch.setattr("instseg.models.solo.decode.CHUNK_VALUES", values)
         _, _, (voted, _) = decoded("average", voting_threshold=0.0)
         torch.testing.assert_close(voted.masks.soft(), expected, atol=1e-5, rtol=1e-4)
 

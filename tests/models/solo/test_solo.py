@@ -5,13 +5,14 @@ import torch
 from torchvision.ops import roi_align, sigmoid_focal_loss
 
 from instseg.core.errors import InstsegError
-from instseg.core.geometry import InputGeometry
+from instseg.core.shapes import Shapes
 from instseg.losses.mask import bce_loss, focal_mask_loss
 from instseg.model.preprocess import Preprocess
+from instseg.models.base import ImageBatch, Step, Target
 from instseg.models.config import ModelConfig
 from instseg.models.solo.decoupled_solo import DecoupledSOLO, DecoupledSOLOConfig
 from instseg.models.solo.solo import SOLO, SOLOConfig, aligned
-from instseg.models.solo.solov2 import SOLOv2, SOLOv2Config, semantic_loss
+from instseg.models.solo.solov2 import SOLOv2, SOLOv2Config, semantic_labels, semantic_loss
 from instseg.nn.backbone import Backbone
 from instseg.nn.deform import DeformConv2d
 
@@ -21,8 +22,8 @@ TINY = {
     "fpn_channels": 16,
     "tower_convs": 4,
     "tower_channels": 16,
-    "grids": (6, 4),
-    "scale_ranges": ((1, 40), (20, 999)),
+    "grids": (6, 5, 4, 3, 2),
+    "scale_ranges": ((1, 999),) * 5,  # every level learns from every object
 }
 DYNAMIC = {**TINY, "mask_hidden": 16, "mask_channels": 4}
 
@@ -30,14 +31,14 @@ DYNAMIC = {**TINY, "mask_hidden": 16, "mask_channels": 4}
 def trains_and_predicts(net):
     mask = torch.zeros(1, 64, 96, dtype=torch.uint8)
     mask[0, 10:40, 20:60] = 1
-    target = {"boxes": torch.tensor([[20.0, 10, 60, 40]]), "labels": torch.tensor([1]), "masks": mask}
-    x = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    losses = net.train().loss(net(x), [target])
+    target = Target((64, 96), torch.tensor([1]), torch.tensor([[20.0, 10, 60, 40]]), Shapes.from_masks(mask))
+    x = ImageBatch.of(torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)))
+    losses = net.train().loss(net(x), [target], Step()).losses
     torch.stack(list(losses.values())).sum().backward()
     assert losses["loss_mask"] > 0
     assert all(p.grad is not None for p in net.parameters())
     with torch.no_grad():
-        net.eval().decode(net(x), [InputGeometry((64, 96), (64, 96), (64, 96))])
+        net.eval().decode(net(x))
     return losses
 
 
@@ -80,7 +81,7 @@ def test_coordinates_of_kernels_and_features_can_be_left_out(kernel, feature):
 @pytest.mark.parametrize("k", [1, 3])
 def test_separate_features_give_masks_at_half_the_stride_of_their_level(k):
     net = SOLOv2(SOLOv2Config(**DYNAMIC, mask_feature="separate", kernel_size=k)).eval()
-    out = net(torch.randn(1, 3, 64, 96))
+    out = net(ImageBatch.of(torch.randn(1, 3, 64, 96)))
     cells = torch.tensor([0, 5])
     assert net.mask_probabilities(out, 0, 1, cells).shape == (2, 16, 24)
     assert net.mask_probabilities(out, 0, 1, cells, out.size).shape == (2, *out.size)
@@ -90,7 +91,7 @@ def test_separate_features_give_masks_at_half_the_stride_of_their_level(k):
 def test_a_decoupled_mask_is_the_product_of_its_groups():
     net = SOLOv2(SOLOv2Config(**DYNAMIC, mask_groups=3)).eval()
     with torch.no_grad():
-        out = net(torch.randn(1, 3, 64, 96))
+        out = net(ImageBatch.of(torch.randn(1, 3, 64, 96)))
         kernel = out.kernels[0][0].flatten(1)[:, 7].view(3, 4)
         maps = torch.einsum("ae,ehw->ahw", kernel, out.mask_features[0][0]).sigmoid()
         torch.testing.assert_close(net.mask_probabilities(out, 0, 0, torch.tensor([7]))[0], maps.prod(dim=0))
@@ -100,7 +101,8 @@ def test_the_semantic_branch_learns_the_smallest_object_and_is_gone_in_evaluatio
     net = SOLOv2(SOLOv2Config(**DYNAMIC, semantic_weight=2.0))
     masks = torch.zeros(2, 64, 96, dtype=torch.uint8)
     masks[0, :32, :32], masks[1, :8, :8] = 1, 1
-    labels = net._semantic_labels({"masks": masks, "labels": torch.tensor([1, 0])}, (16, 24))
+    target = Target((64, 96), torch.tensor([1, 0]), torch.zeros(2, 4), Shapes.from_masks(masks))
+    labels = semantic_labels(target, (16, 24), 2)
     expected = torch.full((16, 24), 2)
     expected[:8, :8], expected[:2, :2] = 1, 0
     assert torch.equal(labels, expected)
@@ -109,7 +111,7 @@ def test_the_semantic_branch_learns_the_smallest_object_and_is_gone_in_evaluatio
     whole = sigmoid_focal_loss(logits, targets, reduction="sum") / targets.sum()
     torch.testing.assert_close(semantic_loss(logits, labels[None]), whole)
     assert "loss_semantic" in trains_and_predicts(net)
-    assert net(torch.randn(1, 3, 64, 96)).semantic is None
+    assert net(ImageBatch.of(torch.randn(1, 3, 64, 96))).semantic is None
 
 
 def test_mask_losses_are_torchs_on_logits():
@@ -144,4 +146,4 @@ def test_a_stage_halves_in_the_convolution_asked_for():
 def test_channels_are_shown_in_the_order_and_scale_asked_for():
     image = torch.tensor([200.0, 100.0, 50.0])[:, None, None].expand(3, 32, 32)  # red, green, blue
     config = ModelConfig(bgr=True, pixel_mean=(10.0, 20.0, 30.0), pixel_std=(1.0, 1.0, 2.0))
-    assert Preprocess(config).batch([image])[0, :, 0, 0].tolist() == [40.0, 80.0, 85.0]
+    assert Preprocess(config).batch([image]).pixels[0, :, 0, 0].tolist() == [40.0, 80.0, 85.0]

@@ -3,6 +3,8 @@ import torch
 
 import instseg
 from instseg.core.geometry import InputGeometry
+from instseg.core.shapes import Shapes
+from instseg.models.base import ImageBatch, Step, Target
 from instseg.models.solo.solov2 import SOLOv2, SOLOv2Config, SOLOv2Outputs
 
 
@@ -27,7 +29,9 @@ def outputs(cells, feature):
     for (row, column, label), (logit, kernel) in cells.items():
         categories[0, label, row, column] = logit
         kernels[0, :, row, column] = torch.tensor(kernel)
-    return SOLOv2Outputs([categories], tuple(feature.shape[1:]), [kernels], [feature[None]])
+    size = tuple(feature.shape[1:])
+    sizes = torch.tensor([[4 * size[0], 4 * size[1]]])
+    return SOLOv2Outputs([categories], size, sizes, [kernels], [feature[None]])
 
 
 def halves():
@@ -39,22 +43,29 @@ def halves():
 
 
 VIEW = InputGeometry((64, 64), (64, 64), (64, 64))
+
+
+def decoded(net, outputs):
+    (found,) = net.decode(outputs)
+    return found.instances.to_image(VIEW)
+
+
 LEFT, RIGHT = (8.0, -8.0), (-8.0, 8.0)
 
 
 def test_each_confident_cell_gives_its_own_mask_with_its_class():
-    found = tiny().decode(outputs({(0, 0, 0): (3.0, LEFT), (2, 3, 1): (2.0, RIGHT)}, halves()), [VIEW])[0]
+    found = decoded(tiny(), outputs({(0, 0, 0): (3.0, LEFT), (2, 3, 1): (2.0, RIGHT)}, halves()))
     assert found.labels.tolist() == [0, 1]
     assert found.boxes.tolist() == [[0, 0, 32, 64], [32, 0, 64, 64]]
     assert (found.scores.diff() <= 0).all()
 
 
 def test_a_duplicate_of_the_same_class_decays_and_one_of_another_class_does_not():
-    same = tiny().decode(outputs({(0, 0, 0): (3.0, LEFT), (2, 2, 0): (2.0, LEFT)}, halves()), [VIEW])[0]
-    other = tiny().decode(outputs({(0, 0, 0): (3.0, LEFT), (2, 2, 1): (2.0, LEFT)}, halves()), [VIEW])[0]
+    same = decoded(tiny(), outputs({(0, 0, 0): (3.0, LEFT), (2, 2, 0): (2.0, LEFT)}, halves()))
+    other = decoded(tiny(), outputs({(0, 0, 0): (3.0, LEFT), (2, 2, 1): (2.0, LEFT)}, halves()))
     assert float(same.scores[1]) == pytest.approx(float(other.scores[1]) * 0.1353, rel=1e-3)
     agnostic = tiny(class_agnostic=True)
-    both = agnostic.decode(outputs({(0, 0, 0): (3.0, LEFT), (2, 2, 1): (2.0, LEFT)}, halves()), [VIEW])[0]
+    both = decoded(agnostic, outputs({(0, 0, 0): (3.0, LEFT), (2, 2, 1): (2.0, LEFT)}, halves()))
     torch.testing.assert_close(both.scores, same.scores)
 
 
@@ -62,30 +73,30 @@ def test_masks_no_larger_than_the_stride_are_dropped():
     feature = torch.full((2, 16, 16), 0.0)
     feature[1] = 1.0
     feature[:, 0, :8] = torch.tensor([[1.0], [0.0]])  # eight pixels: not more than the stride of eight
-    assert len(tiny().decode(outputs({(0, 0, 0): (3.0, LEFT)}, feature), [VIEW])[0]) == 0
+    assert len(decoded(tiny(), outputs({(0, 0, 0): (3.0, LEFT)}, feature))) == 0
     feature[:, 0, 8] = torch.tensor([1.0, 0.0])
-    assert len(tiny().decode(outputs({(0, 0, 0): (3.0, LEFT)}, feature), [VIEW])[0]) == 1
+    assert len(decoded(tiny(), outputs({(0, 0, 0): (3.0, LEFT)}, feature))) == 1
 
 
 def test_the_score_is_the_category_score_times_the_mean_of_the_mask():
     kernel = (1.0, -8.0)
-    found = tiny().decode(outputs({(0, 0, 0): (1.5, kernel)}, halves()), [VIEW])[0]
+    found = decoded(tiny(), outputs({(0, 0, 0): (1.5, kernel)}, halves()))
     expected = torch.sigmoid(torch.tensor(1.5)) * torch.sigmoid(torch.tensor(1.0))
     torch.testing.assert_close(found.scores[0], expected)
 
 
 def test_more_objects_than_the_cap_are_flagged():
     cells = {(0, 0, 0): (3.0, LEFT), (2, 3, 1): (2.0, RIGHT)}
-    assert not tiny(max_instances=2).decode(outputs(cells, halves()), [VIEW])[0].truncated
-    found = tiny(max_instances=1).decode(outputs(cells, halves()), [VIEW])[0]
+    assert not decoded(tiny(max_instances=2), outputs(cells, halves())).truncated
+    found = decoded(tiny(max_instances=1), outputs(cells, halves()))
     assert found.truncated and len(found) == 1
 
 
 def test_chunks_of_candidates_do_not_change_the_result(monkeypatch):
     cells = {(0, 0, 0): (3.0, LEFT), (2, 3, 1): (2.0, RIGHT), (3, 0, 1): (1.0, LEFT)}
-    whole = tiny().decode(outputs(cells, halves()), [VIEW])[0]
-    monkeypatch.setattr("instseg.models.solo.net.CHUNK_VALUES", 1)
-    parts = tiny().decode(outputs(cells, halves()), [VIEW])[0]
+    whole = decoded(tiny(), outputs(cells, halves()))
+    monkeypatch.setattr("instseg.models.solo.decode.CHUNK_VALUES", 1)
+    parts = decoded(tiny(), outputs(cells, halves()))
     torch.testing.assert_close(parts.scores, whole.scores)
     assert parts.masks.rle() == whole.masks.rle()
 
@@ -95,11 +106,13 @@ def test_other_kernel_sizes_and_fewer_levels_train_and_predict(changes):
     net = tiny(**changes)
     mask = torch.zeros(1, 64, 96, dtype=torch.uint8)
     mask[0, 10:40, 20:60] = 1
-    target = {"boxes": torch.tensor([[20.0, 10, 60, 40]]), "labels": torch.tensor([1]), "masks": mask}
-    losses = net.loss(net(torch.randn(1, 3, 64, 96)), [target])
+    boxes = torch.tensor([[20.0, 10, 60, 40]])
+    target = Target((64, 96), torch.tensor([1]), boxes, Shapes.from_masks(mask))
+    batch = ImageBatch.of(torch.randn(1, 3, 64, 96))
+    losses = net.loss(net(batch), [target], Step()).losses
     assert losses["loss_mask"] > 0
     with torch.no_grad():
-        net.eval().decode(net(torch.randn(1, 3, 64, 96)), [InputGeometry((64, 96), (64, 96), (64, 96))])
+        net.eval().decode(net(batch))
 
 
 def test_levels_and_ranges_must_match():

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from instseg.core.categories import Categories
 from instseg.core.errors import CheckpointError, ConfigError, did_you_mean
 from instseg.data.images.read import ImageRule
 from instseg.model.instance_model import InstanceModel
 from instseg.model.start import check_fit, fill
+from instseg.models.base import HasBackbone
 from instseg.models.config import ModelConfig
-from instseg.models.zoo import MODELS, build_config, fields_from
+from instseg.models.zoo import MODELS, build_config, build_net, fields_from
 from instseg.nn.backbone import Backbone, imagenet_reachable, load_backbone_weights
 from instseg.weights.catalogue import CATALOGUE
 from instseg.weights.source import BUNDLED, is_run_folder, read_weights
@@ -43,10 +45,12 @@ def create_model(
     if source == "auto":
         source, config = _resolve_auto(name, config, fields)
     model = InstanceModel(name, config, categories)
+    model.extra["backbone_weights"] = "none"
     if source is not None:
-        model.extra["backbone_weights"] = load_backbone_weights(_backbone(model), source)
-    else:
-        model.extra["backbone_weights"] = "none"
+        backbone = _backbone(model.net)
+        if backbone is None:
+            raise ConfigError(f"{name} has no backbone that backbone_weights={source} could fill: leave it out.")
+        model.extra["backbone_weights"] = load_backbone_weights(backbone, source)
     if checkpoint is not None:
         own = categories.names if categories is not None else None
         fill(model.net, name, config, own, checkpoint, os.fspath(str(weights)))
@@ -57,20 +61,23 @@ def create_model(
 
 
 def _resolve_auto(name: str, config: ModelConfig, fields: dict[str, Any]) -> tuple[str | None, ModelConfig]:
-    if imagenet_reachable(Backbone(config.backbone)):
-        return "imagenet", config
-    warnings.warn(
-        f"no ImageNet weights for backbone {config.backbone}: neither cached nor reachable. Training starts from "
-        "scratch and needs far more epochs; give backbone_weights=FILE to start from a file.",
-        stacklevel=3,
-    )
+    with torch.device("meta"):
+        backbone = _backbone(build_net(name, config))
+    if backbone is not None:
+        if imagenet_reachable(backbone):
+            return "imagenet", config
+        warnings.warn(
+            f"no ImageNet weights for backbone {config.backbone}: neither cached nor reachable. Training starts from "
+            "scratch and needs far more epochs; give backbone_weights=FILE to start from a file.",
+            stacklevel=3,
+        )
     return None, build_config(name, {**fields, "frozen_stages": 0, "norm_eval": False})
 
 
-def _backbone(model: InstanceModel) -> Backbone:
-    backbone = model.net.backbone
-    assert isinstance(backbone, Backbone)
-    return backbone
+def _backbone(net: nn.Module) -> Backbone | None:
+    """What pretrained weights fill; None for a network without a backbone of ours."""
+    found = net.backbone if isinstance(net, HasBackbone) else None
+    return found if isinstance(found, Backbone) else None
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device | None = None) -> InstanceModel:

@@ -9,6 +9,7 @@ import torch
 import instseg
 from instseg.apps.explain import explain_image, write_explanations
 from instseg.core.errors import CheckpointError, ConfigError, DataError
+from instseg.core.trace import Trace
 from instseg.model.instance_model import InstanceModel
 from instseg.vis.explain import draw_aggregation
 
@@ -62,9 +63,9 @@ def test_a_trace_is_what_the_model_computes(kind: str) -> None:
     t, n = item.trace, {"corners": 4}.get(kind, 5)
     assert t.maps.shape == (n, *t.logits.shape) and len(t.names) == n
     assert t.effects.shape == (n + 1, *t.logits.shape)
-    assert t.positions.shape == (n, 2) and t.positions.min() >= 0 and t.positions.max() <= t.map_grid - 1
-    small = torch.nn.functional.interpolate(t.logits.sigmoid()[None, None], size=item.mask.shape, mode="bilinear")
-    torch.testing.assert_close(small[0, 0], item.mask)
+    assert t.positions.shape == (n, 2) and t.positions.min() >= 0 and t.positions.max() <= max(t.grid) - 1
+    small = torch.nn.functional.interpolate(t.logits.sigmoid()[None, None], size=t.mask.shape, mode="bilinear")
+    torch.testing.assert_close(small[0, 0], t.mask)
 
 
 def test_an_input_that_is_zero_already_has_no_effect() -> None:
@@ -85,18 +86,21 @@ def test_neighbors_are_named_by_where_they_lie() -> None:
 
 @pytest.mark.parametrize("maps", [0, 1, 9])
 def test_all_text_is_inside_the_picture(maps: int) -> None:
-    zeros = np.zeros((maps, 8, 12), dtype=np.float32)
     figure = draw_aggregation(
         "a category of $ome length 0.93, sodar_solov2_r101_cls_deform: row 50, column 50 of the 50 x 50 grid",
         np.zeros((32, 48, 3), dtype=np.uint8),
         (32, 48),
-        zeros.sum(axis=0),
-        zeros,
-        ["above left"] * maps,
-        np.zeros((maps, 2)),
-        4,
-        np.zeros((16, 8, 12), dtype=np.float32),
-        np.zeros((maps + 1, 8, 12), dtype=np.float32),
+        Trace(
+            title="",
+            grid=(4, 4),
+            names=("above left",) * maps,
+            positions=torch.zeros(maps, 2),
+            maps=torch.zeros(maps, 8, 12),
+            context=torch.zeros(16, 8, 12),
+            logits=torch.zeros(8, 12),
+            effects=torch.zeros(maps + 1, 8, 12),
+            mask=torch.zeros(8, 12),
+        ),
     )
     figure.canvas.draw()
     width, height = figure.get_size_inches() * figure.dpi

@@ -26,7 +26,8 @@ worst = {}
 for name in VARIANTS:
     fields = {"norm_eval": True}
     alone, shared = build(name, **fields).train(), build(name, **fields).train()
-    parallel = DistributedDataParallel(shared)  # an unused parameter is an error in the step after
+    # Where it is not asked to look for them an unused parameter is an error in the step after.
+    parallel = DistributedDataParallel(shared, find_unused_parameters=shared.net.may_leave_unused)
     pairs = [(alone, torch.optim.SGD(alone.parameters(), 0.05)), (parallel, torch.optim.SGD(shared.parameters(), 0.05))]
     for step in halves:
         for model, optimizer in pairs:

@@ -110,6 +110,10 @@ class SODAR(GridNet[SODAROutputs]):
         """All of the host's: they are this network's own."""
         return {name: value for name, value in config.items() if name in SODARConfig.model_fields}
 
+    def stages(self) -> Mapping[str, nn.Module]:
+        shared = {"backbone": self.backbone, "pyramid": self.fpn, "category branch": self.category.tower}
+        return {**shared, "mask branch": self.mask_tower, "aggregation": self.aggregation}
+
     def predict_pyramid(self, pyramid: Sequence[Tensor], sizes: Tensor) -> SODAROutputs:
         """[P2, ..., P6] at strides 4 to 64 to raw outputs."""
         levels = self.head_levels(pyramid)
@@ -117,8 +121,9 @@ class SODAR(GridNet[SODAROutputs]):
         features = self.category.features(levels)
         categories = [self.category.output(x) for x in features]
         predicted_from = levels if self.config.weight_tower else features
+        maps = [self.mask_tower(x) for x in levels]
         inputs = self.aggregation(pyramid, predicted_from, *_locations(self.config))
-        return SODAROutputs(categories, size, sizes, [self.mask_tower(x) for x in levels], inputs)
+        return SODAROutputs(categories, size, sizes, maps, inputs)
 
     def representations(self, outputs: SODAROutputs, image: int, level: int, cells: Tensor) -> Tensor:
         """The raw maps (U, 2h, 2w) of cells (U,) of a level's mask grid: what are SOLO's logits."""
@@ -236,6 +241,10 @@ class SODARSOLOv2(GridNet[SODARSOLOv2Outputs]):
 
     def class_layers(self) -> Mapping[str, ClassLayout]:
         return solov2.class_layers(self.semantic)
+
+    def stages(self) -> Mapping[str, nn.Module]:
+        shared = {"backbone": self.backbone, "pyramid": self.fpn}
+        return {**shared, "head": self.head, "mask feature": self.mask_feature, "aggregation": self.aggregation}
 
     def predict_pyramid(self, pyramid: Sequence[Tensor], sizes: Tensor) -> SODARSOLOv2Outputs:
         """[P2, ..., P6] at strides 4 to 64 to raw outputs."""

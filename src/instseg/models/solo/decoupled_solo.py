@@ -4,7 +4,7 @@ Framework for Instance Segmentation", TPAMI 2021, https://arxiv.org/abs/2106.159
 The S x S masks of a level are products of S maps for columns and S maps for rows, equation (1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -70,9 +70,16 @@ class DecoupledSOLO(GridNet[DecoupledSOLOOutputs]):
         self.mask_output_x = nn.ModuleList(prediction_conv(width, s, 3, prior_bias()) for s in config.grids)
         self.mask_output_y = nn.ModuleList(prediction_conv(width, s, 3, prior_bias()) for s in config.grids)
 
+    def stages(self) -> Mapping[str, nn.Module]:
+        shared = {"backbone": self.backbone, "pyramid": self.fpn, "category branch": self.category}
+        if self.config.shared_tower:
+            return {**shared, "mask branch": self.mask_tower}
+        return {**shared, "mask branch, columns": self.mask_tower_x, "mask branch, rows": self.mask_tower_y}
+
     def predict_pyramid(self, pyramid: Sequence[Tensor], sizes: Tensor) -> DecoupledSOLOOutputs:
         """[P2, ..., P6] at strides 4 to 64 to raw outputs."""
         levels = self.head_levels(pyramid)
+        categories = self.category(levels)
         x_maps, y_maps = [], []
         for level, x_output, y_output in zip(levels, self.mask_output_x, self.mask_output_y, strict=True):
             double = (2 * level.shape[-2], 2 * level.shape[-1])
@@ -84,7 +91,7 @@ class DecoupledSOLO(GridNet[DecoupledSOLOOutputs]):
             x_maps.append(x_output(x_feature))
             y_maps.append(y_output(y_feature))
         size = (x_maps[0].shape[-2], x_maps[0].shape[-1])
-        return DecoupledSOLOOutputs(self.category(levels), size, sizes, x_maps, y_maps)
+        return DecoupledSOLOOutputs(categories, size, sizes, x_maps, y_maps)
 
     def mask_probabilities(
         self,

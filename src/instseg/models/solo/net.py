@@ -57,10 +57,9 @@ class GridNet(Net[G]):
     def class_layers(self) -> Mapping[str, ClassLayout]:
         return {f"category.output.{kind}": ClassLayout() for kind in ("weight", "bias")}
 
+    @abstractmethod
     def stages(self) -> Mapping[str, nn.Module]:
-        """The parts in the order in which a batch passes them."""
-        known = {"backbone": self.backbone, "pyramid": self.fpn}
-        return {**known, **{name: part for name, part in self.named_children() if part not in known.values()}}
+        """As :class:`~instseg.models.base.Staged`."""
 
     def as_published(self, batch: ImageBatch) -> None:
         """Everything that the published code computes for a batch: for counting operations."""

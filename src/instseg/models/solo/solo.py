@@ -9,7 +9,7 @@ An image is divided into grids of S x S cells. The cell that holds an object's c
 ``i S + j`` of the mask branch is the mask of cell (i, j).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -134,6 +134,10 @@ class SOLO(GridNet[SOLOOutputs]):
         self.category = CategoryBranch(config, config.align)
         self.mask_tower = mask_tower(config)
         self.mask_output = mask_output(config, config.grids)
+
+    def stages(self) -> Mapping[str, nn.Module]:
+        shared = {"backbone": self.backbone, "pyramid": self.fpn}
+        return {**shared, "category branch": self.category, "mask branch": self.mask_tower}
 
     def predict_pyramid(self, pyramid: Sequence[Tensor], sizes: Tensor) -> SOLOOutputs:
         """[P2, ..., P6] at strides 4 to 64 (one map at stride 8 without a pyramid) to raw outputs."""

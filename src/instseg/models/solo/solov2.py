@@ -190,6 +190,10 @@ class SOLOv2(GridNet[SOLOv2Outputs]):
     def class_layers(self) -> Mapping[str, ClassLayout]:
         return class_layers(self.semantic)
 
+    def stages(self) -> Mapping[str, nn.Module]:
+        shared = {"backbone": self.backbone, "pyramid": self.fpn}
+        return {**shared, "head": self.head, "mask feature": self.mask_feature}
+
     def predict_pyramid(self, pyramid: Sequence[Tensor], sizes: Tensor) -> SOLOv2Outputs:
         """[P2, ..., P6] at strides 4 to 64 to raw outputs."""
         levels = self.head_levels(pyramid)

@@ -38,7 +38,9 @@ def test_sides_fit_into_short_and_long_unless_a_factor_is_given():
 def test_a_batch_is_normalized_then_padded_with_zeros_to_a_multiple_of_32():
     model = build()
     image = torch.full((3, 40, 50), 255.0)
-    batch = model.preprocess.batch([image, image[:, :10, :10]])
+    made = model.preprocess.batch([image, image[:, :10, :10]])
+    assert made.sizes.tolist() == [[40, 50], [10, 10]]
+    batch = made.pixels
     assert batch.shape == (2, 3, 64, 64)
     torch.testing.assert_close(
         batch[0, :, 0, 0], (255 - torch.tensor([123.675, 116.28, 103.53])) / torch.tensor([58.395, 57.12, 57.375])
@@ -191,7 +193,7 @@ def test_a_model_that_extends_another_starts_from_its_checkpoint(tmp_path):
         ours, theirs = (m.net(m.preprocess.batch(inputs)) for m in (model, host))
         cells = torch.arange(16)
         a, b = (m.net.mask_probabilities(o, 0, 1, cells) for m, o in ((model, ours), (host, theirs)))
-    for x, y in zip(ours.categories, theirs.categories, strict=True):
+    for x, y in zip(ours.cls_logits, theirs.cls_logits, strict=True):
         torch.testing.assert_close(x, y)
     torch.testing.assert_close(a, b, atol=0.03, rtol=0)
     with pytest.raises(CheckpointError, match="does not fit"):

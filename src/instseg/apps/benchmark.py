@@ -5,21 +5,22 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from instseg.core import rle
 from instseg.core.environment import cores
-from instseg.core.geometry import InputGeometry
-from instseg.core.instances import Instances
 from instseg.data.dataset import open_dataset
 from instseg.model.instance_model import InstanceModel
+from instseg.model.pipeline import Observer, Pass
+from instseg.models.base import Staged
 from instseg.sources.sources import Source, expand
 
 # What each step holds, in the order in which an image passes them.
@@ -29,8 +30,8 @@ STEPS = {
     "network": "the forward pass, waited for",
     "decode": "scores, mask assembly at model resolution, Matrix NMS, waited for",
     "join": "objects of overlapping tiles made one (only with tile=); renders the masks to compare them",
-    "render": "binary masks at the image's size, each in its own box, on the CPU",
-    "encode": "COCO run-length codes of those masks",
+    "render": "masks at the image's size, each in its own box, as COCO run-length codes, on the CPU",
+    "encode": "those codes as text, for JSON",
 }
 
 
@@ -40,8 +41,9 @@ class Benchmark:
 
     Attributes:
         steps: step -> median over the passes of the mean over the images.
+        parts: the network's own parts, where it names them -> mean over the images, measured in a pass of its own.
         total: (median, least, most) of the sum of all steps, over the passes.
-        objects: mean number of objects an image that were decoded, rendered and encoded.
+        objects: mean number of objects an image that were decoded and rendered.
         flops: of the network's forward passes for an image, 2 for a multiply-add, mean.
         memory: peak bytes: of the device's allocator on CUDA, otherwise of the whole process.
         image_sizes, input_sizes: (H, W) of the images, and of the batches given to the network, smallest and largest.
@@ -60,6 +62,7 @@ class Benchmark:
     input_sizes: tuple[tuple[int, int], tuple[int, int]]
     objects: float
     steps: dict[str, float]
+    parts: dict[str, float]
     total: tuple[float, float, float]
     flops: float
     memory: int
@@ -80,6 +83,8 @@ class Benchmark:
         for name, milliseconds in self.steps.items():
             share = milliseconds / median if median else 0.0
             lines.append(f"  {name:<10} {milliseconds:9.2f} ms {share:6.1%}   {STEPS[name]}")
+            if name == "network":
+                lines += [f"    {part:<18} {milliseconds:9.2f} ms" for part, milliseconds in self.parts.items()]
         lines += [
             f"  {'total':<10} {median:9.2f} ms an image ({least:.2f} to {most:.2f}), {1000 / median:.2f} images/s",
             "",
@@ -89,9 +94,7 @@ class Benchmark:
             "Not timed: loading the model, drawing overlays, writing files.",
         ]
         if not self.has_weights:
-            lines.append(
-                "Random weights find hardly an object: decode, render and encode are cheaper here than in use."
-            )
+            lines.append("Random weights find hardly an object: decode and render are cheaper here than in use.")
         return "\n".join(lines)
 
     def save(self, path: Path) -> None:
@@ -100,53 +103,47 @@ class Benchmark:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
-class _Stopwatch:
-    """Adds up seconds per step; waits for the device at every mark."""
+class _Stopwatch(Observer):
+    """Adds up seconds a step, as the pipeline says that each is done; waits for the device at every mark."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.seconds = dict.fromkeys(STEPS, 0.0)
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.inputs: list[tuple[int, int]] = []
         self.start()
 
     def start(self) -> None:
         self._wait()
         self.at = time.perf_counter()
 
-    def mark(self, step: str) -> None:
-        """Everything since the last mark was `step`."""
+    def done(self, stage: str) -> None:
+        """Everything since the last mark was ``stage``."""
         self._wait()
         now = time.perf_counter()
-        self.seconds[step] += now - self.at
+        self.seconds[stage] += now - self.at
         self.at = now
+
+    def passed(self, one: Pass) -> None:
+        self.inputs.append(one.batch.padded)
+
+    @contextmanager
+    def on(self, parts: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Within this the forward passes of some modules are timed under their names instead."""
+        hooks = []
+        for name, module in parts.items():
+            hooks.append(module.register_forward_pre_hook(lambda *_: self.done("")))
+            hooks.append(module.register_forward_hook(lambda *_, name=name: self.done(name)))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
             torch.mps.synchronize()
-
-
-class _TimedNet(nn.Module):
-    """Stands where the network stood and tells the stopwatch when it is entered and left: what is timed is the code
-    that predicts, not a copy of it."""
-
-    def __init__(self, net: nn.Module, watch: _Stopwatch) -> None:
-        super().__init__()
-        self.net: Any = net
-        self.watch = watch
-        self.inputs: list[tuple[int, int]] = []
-
-    def forward(self, x: Tensor) -> object:
-        self.inputs.append((x.shape[-2], x.shape[-1]))
-        self.watch.mark("preprocess")
-        outputs: object = self.net(x)
-        self.watch.mark("network")
-        return outputs
-
-    def decode(self, outputs: object, views: Sequence[InputGeometry]) -> list[Instances]:
-        found: list[Instances] = self.net.decode(outputs, views)
-        self.watch.mark("decode")
-        return found
 
 
 def benchmark(
@@ -164,7 +161,7 @@ def benchmark(
         source: an image, folder or glob; the bundled images when None.
         batch: images given to the network at once (with tiles: one batch a tile).
         repeat: timed passes over the images, after one that is not counted.
-        say: is told the beginning of each pass; no progress bar, whose drawing would be timed too.
+        say: takes a line at the beginning of each pass; no progress bar, whose drawing would be timed too.
 
     Raises:
         DataError: no image there, or one that cannot be read.
@@ -174,23 +171,19 @@ def benchmark(
     model.eval()
     sources = expand(source, model.image_rule) if source is not None else _bundled()
     watch = _Stopwatch(target)
-    net, timed = model.net, _TimedNet(model.net, watch)
-    model.net = timed
-    try:
-        tell("a pass that is not counted ...")
-        with FlopCounterMode(display=False) as counter:
-            sizes, _ = _one_pass(model, sources, batch, watch)
-        flops = counter.get_total_flops() / len(sources)
-        if target.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(target)
-        passes = []
-        for number in range(repeat):
-            tell(f"pass {number + 1} of {repeat} ...")
-            watch.seconds = dict.fromkeys(STEPS, 0.0)
-            _, objects = _one_pass(model, sources, batch, watch)
-            passes.append({name: 1000 * s / len(sources) for name, s in watch.seconds.items()})
-    finally:
-        model.net = net
+    tell("a pass that is not counted ...")
+    with FlopCounterMode(display=False) as counter:
+        sizes, _ = _one_pass(model, sources, batch, watch)
+    flops = counter.get_total_flops() / len(sources)
+    if target.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(target)
+    passes = []
+    for number in range(repeat):
+        tell(f"pass {number + 1} of {repeat} ...")
+        watch.seconds.clear()
+        _, objects = _one_pass(model, sources, batch, watch)
+        passes.append({name: 1000 * watch.seconds[name] / len(sources) for name in STEPS})
+    parts = _parts(model, sources, batch)
     if model.config.tile is None:
         for times in passes:
             del times["join"]
@@ -206,9 +199,10 @@ def benchmark(
         passes=repeat,
         batch=batch,
         image_sizes=_extremes(sizes),
-        input_sizes=_extremes(timed.inputs),
+        input_sizes=_extremes(watch.inputs),
         objects=objects / len(sources),
         steps={name: statistics.median(times[name] for times in passes) for name in passes[0]},
+        parts=parts,
         total=(statistics.median(totals), min(totals), max(totals)),
         flops=flops,
         memory=_peak_memory(target),
@@ -224,18 +218,25 @@ def _one_pass(
     for i in range(0, len(sources), batch):
         watch.start()
         images = [source.load() for source in sources[i : i + batch]]
-        watch.mark("read")
-        found = model.predict_batch(images)
-        watch.mark("join")
-        for instances in found:
-            windows = list(instances.masks.windows())
-            watch.mark("render")
-            for _, top, left, window in windows:
-                rle.encode_window(window, top, left, instances.image_size)
-            watch.mark("encode")
+        watch.done("read")
+        for instances in model.predict_batch(images, observer=watch):
+            codes = [] if instances.masks is None else instances.masks.rle()
+            watch.done("render")
+            rle.to_json_all(codes)
+            watch.done("encode")
             objects += len(instances)
         sizes += [(image.shape[-2], image.shape[-1]) for image in images]
     return sizes, objects
+
+
+def _parts(model: InstanceModel, sources: Sequence[Source], batch: int) -> dict[str, float]:
+    """Milliseconds an image in each part that the network names, in one more pass."""
+    if not isinstance(model.net, Staged):
+        return {}
+    parts, watch = model.net.stages(), _Stopwatch(model.device)
+    with watch.on(parts):
+        _one_pass(model, sources, batch, watch)
+    return {name: 1000 * watch.seconds[name] / len(sources) for name in parts}
 
 
 def _bundled() -> list[Source]:

@@ -1,4 +1,4 @@
-"""`instseg explain`: how the masks of a model that aggregates come about."""
+"""`instseg explain`: what the masks of a model that can explain them are made of."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from instseg.core.errors import ConfigError, DataError
-from instseg.core.geometry import InputGeometry
-from instseg.model.tiles.tiles import tile_views
+from instseg.core.trace import Trace
+from instseg.model.pipeline import Observer, Pass
+from instseg.model.ready import require_weights
+from instseg.models.base import Explains
 
 if TYPE_CHECKING:
-    from instseg.core.instances import Instances
     from instseg.model.instance_model import InstanceModel
-    from instseg.models.sodar.grid_aggregation import Trace
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,9 @@ class Explanation:
     Attributes:
         number: of the object, best first, from 1.
         label, score: as predicted.
-        trace: the aggregation of its cell.
+        trace: what its mask is made of.
         shown: (3, H, W) uint8, what the network was shown, with its padding.
         content: (h, w) of it without padding.
-        mask: (H/4, W/4), the soft mask of its cell (what the object keeps, but for mask voting).
     """
 
     number: int
@@ -39,17 +37,53 @@ class Explanation:
     trace: Trace
     shown: Tensor
     content: tuple[int, int]
-    mask: Tensor
 
 
-@torch.inference_mode()
+class _Objects(Observer):
+    """Every object that is found, in whatever view: its score, pass, input of the pass, and position there."""
+
+    def __init__(self, least: float) -> None:
+        self.found: list[tuple[float, int, int, int]] = []
+        self.least = least
+        self.passes = 0
+
+    def passed(self, one: Pass) -> None:
+        for i, seen in enumerate(one.found):
+            scores = seen.instances.scores.tolist()
+            self.found += [(score, self.passes, i, k) for k, score in enumerate(scores) if score >= self.least]
+        self.passes += 1
+
+
+class _Explained(Observer):
+    """Explains chosen objects, as :class:`_Objects` has them, of the passes that go by."""
+
+    def __init__(self, model: InstanceModel, net: Explains, wanted: dict[int, tuple[float, int, int, int]]) -> None:
+        self.model, self.net, self.wanted = model, net, wanted
+        self.explained: dict[int, Explanation] = {}
+        self.passes = 0
+
+    def passed(self, one: Pass) -> None:
+        for number, (score, number_of_pass, i, k) in self.wanted.items():
+            if number_of_pass == self.passes:
+                seen = one.found[i]
+                self.explained[number] = Explanation(
+                    number,
+                    int(seen.instances.labels[k]),
+                    score,
+                    self.net.explain(one.outputs, i, int(seen.source[k])),
+                    self.model.preprocess.shown(one.batch, i),
+                    one.views[i].geometry.content,
+                )
+        self.passes += 1
+
+
 def explain_image(
     model: InstanceModel, source: Any, numbers: Sequence[int] | None = None, *, best: int = 3, score: float = 0.25
 ) -> list[Explanation]:
-    """Explains objects of one image.
+    """Explains objects of one image, by looking at it twice: for what there is, then for what it is made of.
 
     Args:
-        model: one of the SODAR family, with weights.
+        model: with weights, of a method that can explain its masks.
         source: what holds an image, as for ``predict``.
         numbers: the objects, counted from 1, best first; None takes the ``best`` first.
         score: objects below it are not counted.
@@ -57,13 +91,13 @@ def explain_image(
     A model that predicts in tiles is explained tile by tile; objects that two tiles see are counted twice.
 
     Raises:
-        ConfigError: a model that aggregates nothing.
+        ConfigError: the method explains nothing.
         DataError: an image without such objects, or with fewer; a model in training mode.
     """
-    from instseg.model.ready import require_weights
     from instseg.sources.sources import as_tensor
 
-    if not hasattr(model.net, "trace"):
+    net = model.net
+    if not isinstance(net, Explains):
         raise ConfigError(
             f"{model.name} aggregates nothing that could be explained: give a model of the SODAR family "
             '(`instseg models "sodar*"`), trained with `instseg train DATA --model sodar_r50`.'
@@ -72,67 +106,18 @@ def explain_image(
     if model.training:
         raise DataError("the model is in training mode: call model.eval() before explaining.")
     image = as_tensor(source, model.image_rule)
-    views = _views(model, image)
-    found: list[tuple[float, int, int]] = []  # score, view, object in it
-    for i, view in enumerate(views):
-        instances, _ = model.net.decode_cells(_outputs(model, image, view)[0], [view])[0]
-        found += [(s, i, k) for k, s in enumerate(instances.scores.tolist()) if s >= score]
-    found.sort(key=lambda item: -item[0])
+    objects = _Objects(score)
+    model.predict_batch([image], observer=objects)
+    found = sorted(objects.found, key=lambda item: -item[0])
     wanted = list(range(1, min(best, len(found)) + 1)) if numbers is None else list(numbers)
     if not found:
         raise DataError(f"no object with a score of {score} or more was found: lower --score, or give another image.")
     beyond = [n for n in wanted if not 1 <= n <= len(found)]
     if beyond:
         raise DataError(f"there is no object {beyond[0]}: {len(found)} were found with a score of {score} or more.")
-    explained: dict[int, Explanation] = {}
-    for i in sorted({found[n - 1][1] for n in wanted}):  # view by view: the outputs of one at a time
-        outputs, shown = _outputs(model, image, views[i])
-        decoded = model.net.decode_cells(outputs, [views[i]])[0]
-        for n in wanted:
-            if found[n - 1][1] == i:
-                explained[n] = _explain(model, outputs, decoded, found[n - 1][2], n, shown, views[i].content)
-    return [explained[n] for n in wanted]
-
-
-def _views(model: InstanceModel, image: Tensor) -> list[InputGeometry]:
-    tile = model.config.tile
-    if tile is None:
-        return [model.preprocess.view(image)]
-    size = (int(image.shape[-2]), int(image.shape[-1]))
-    return tile_views(size, model.preprocess.scale(*size), tile, model.config.tile_overlap)
-
-
-def _outputs(model: InstanceModel, image: Tensor, view: InputGeometry) -> tuple[Any, Tensor]:
-    """Raw outputs for a view, and what the network was shown, (3, H, W) uint8."""
-    (top, left), (height, width), tile = view.offset, view.size, model.config.tile
-    part = image[:, top : top + height, left : left + width].to(model.device)
-    pixels = model.preprocess.resize_image(part, view.content)
-    batch = model.preprocess.batch([pixels], None if tile is None else (tile, tile))
-    shown = torch.zeros(3, *batch.shape[-2:], dtype=torch.uint8)
-    shown[:, : pixels.shape[1], : pixels.shape[2]] = pixels.round().clamp(0, 255).to(torch.uint8).cpu()
-    return model.net(batch), shown
-
-
-def _explain(
-    model: InstanceModel,
-    outputs: Any,
-    decoded: tuple[Instances, Tensor],
-    position: int,
-    number: int,
-    shown: Tensor,
-    content: tuple[int, int],
-) -> Explanation:
-    instances, cells = decoded
-    cell = cells[position]
-    return Explanation(
-        number,
-        int(instances.labels[position]),
-        float(instances.scores[position]),
-        model.net.trace(outputs, 0, int(cell)),
-        shown,
-        content,
-        model.net.soft_masks(outputs, 0, cell[None])[0].cpu(),
-    )
+    again = _Explained(model, net, {n: found[n - 1] for n in wanted})
+    model.predict_batch([image], observer=again)
+    return [again.explained[n] for n in wanted]
 
 
 def write_explanations(model: InstanceModel, source: Any, found: Sequence[Explanation], out: Path | str) -> list[Path]:
@@ -143,25 +128,9 @@ def write_explanations(model: InstanceModel, source: Any, found: Sequence[Explan
     stem = "stdin" if str(source) == "-" else stem
     written = []
     for item in found:
-        t = item.trace
-        title = (
-            f"{model.categories[item.label]} {item.score:.2f}, {model.name}: row {t.cell[0] + 1}, column "
-            f"{t.cell[1] + 1} of the {t.grid} x {t.grid} grid"
-            + (f", {t.map_grid} x {t.map_grid} representations" if t.map_grid != t.grid else "")
-        )
+        title = f"{model.categories[item.label]} {item.score:.2f}, {model.name}: {item.trace.title}"
         path = Path(out) / f"{stem}-{item.number}.png"
-        figure = draw_aggregation(
-            title,
-            item.shown.permute(1, 2, 0).numpy(),
-            item.content,
-            item.mask.numpy(),
-            t.maps.numpy(),
-            t.names,
-            t.positions.numpy(),
-            t.map_grid,
-            None if t.context is None else t.context.numpy(),
-            t.effects.numpy(),
-        )
+        figure = draw_aggregation(title, item.shown.permute(1, 2, 0).numpy(), item.content, item.trace)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
         written.append(path)

@@ -6,6 +6,7 @@ from importlib import resources
 from typing import Any
 
 from instseg.core.errors import ConfigError, did_you_mean
+from instseg.models.base import Counted, ImageBatch
 from instseg.models.zoo import build_config, build_net, get_entry, list_models
 from instseg.nn.backbone import SHORT_NAMES
 from instseg.weights.catalogue import PublishedFile, published_for
@@ -71,12 +72,12 @@ def count(name: str) -> Counts:
 
     height, width = get_entry(name).paper_input
     with torch.device("meta"):
-        net: Any = build_net(name, build_config(name, {"frozen_stages": 1})).eval()
-        image = torch.empty(1, 3, -(-height // 32) * 32, -(-width // 32) * 32)
+        net = build_net(name, build_config(name, {"frozen_stages": 1})).eval()
+        batch = ImageBatch.of(torch.empty(1, 3, height + -height % net.stride, width + -width % net.stride))
     macs = []  # ours, and as published where that differs
-    for forward in (net, net.as_published) if hasattr(net, "as_published") else (net,):
+    for forward in (net, net.as_published) if isinstance(net, Counted) else (net,):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            forward(image)
+            forward(batch)
         macs.append(counter.get_total_flops() // 2)  # it counts two operations a multiply-add
     return Counts(
         parameters=sum(p.numel() for p in net.parameters()),
@@ -87,19 +88,19 @@ def count(name: str) -> Counts:
 
 
 def recorded_counts() -> dict[str, Counts]:
-    """What :func:`count` gave for every name when the package was made, so that a list of them all takes no time."""
+    """What :func:`count` returned for every name when the package was made: a list of them all takes no time."""
     text = resources.files("instseg").joinpath("assets", "zoo.json").read_text(encoding="utf-8")
     return {name: Counts(**counts) for name, counts in json.loads(text).items()}
 
 
 def record_counts() -> str:
-    """The content of the file that :func:`recorded_counts` reads, counted anew."""
+    """The content of the file that :func:`recorded_counts` reads, counted again."""
     lines = [f"{json.dumps(name)}: {json.dumps(asdict(count(name)))}" for name in list_models()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def summarize(name: str, counts: Counts | None = None) -> ModelSummary:
-    """Everything about a model; counted anew where ``counts`` are not given."""
+    """Everything about a model; counted again where ``counts`` are not given."""
     entry, config = get_entry(name), build_config(name, {})
     return ModelSummary(
         name=name,

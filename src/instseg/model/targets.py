@@ -35,7 +35,10 @@ def target_of(
     Raises:
         DataError: something is missing, or does not fit the image, the labels or the model.
     """
-    labels, masks, boxes, semantic = (given.get(key) for key in ("labels", "masks", "boxes", "semantic"))
+    labels: Tensor | None = given.get("labels")
+    masks: Tensor | None = given.get("masks")
+    boxes: Tensor | None = given.get("boxes")
+    semantic: Tensor | None = given.get("semantic")
     if labels is None:
         raise DataError(f"{where} has no labels: give (N,) int64.")
     if masks is not None and masks.shape != (len(labels), *size):
@@ -58,11 +61,12 @@ def target_of(
         raise DataError(f"{where} has no semantic map, which this method is trained on: give (H, W) int64.")
     if semantic is not None and semantic.shape != size:
         raise DataError(f"{where}: a semantic map of {tuple(semantic.shape)} for an image of {size}: give (H, W).")
-    if boxes is None:
-        boxes = mask_extents(_binary(masks).bool())
     shapes = None
     if masks is not None and not SHAPES.isdisjoint(wanted):
         shapes = Shapes.from_masks(masks.float() if "mattes" in wanted else _binary(masks))
+    if boxes is None:
+        assert masks is not None  # checked above
+        boxes = mask_extents(_binary(masks).bool())
     return Target(size, labels, boxes.float(), shapes, semantic if "semantic" in wanted else None)
 
 

@@ -43,7 +43,7 @@ def reconfigure(model: InstanceModel, fields: Mapping[str, Any]) -> InstanceMode
 def _sharing(model: InstanceModel, config: ModelConfig) -> InstanceModel:
     """The model with other inference settings and the same parameters, in the same modes."""
     net = copy.copy(model.net)
-    net.config = config
+    net.__dict__["config"] = config
     changed = copy.copy(model)
     changed._modules = {**model._modules, "net": net}  # a copied module shares this dictionary with its original
     changed.config, changed._warned = config, False

@@ -130,3 +130,17 @@ def test_masks_without_a_pixel_are_left_out():
 
 def test_tiles_without_objects_give_none():
     assert len(merge_tiles([found([], []), found([], [])], VIEWS, 10)) == 0
+
+
+def test_boxes_without_masks_are_found_once_a_class_and_capped():
+    boxes = torch.tensor([[10.0, 10, 30, 30], [11, 10, 31, 30], [60, 10, 80, 30]])
+    views = tile_views((64, 96), 1.0, 64, 32)
+
+    def of(scores, labels, ids):
+        return Instances(torch.tensor(scores), torch.tensor(labels), boxes=boxes[ids], image_size=(64, 96))
+
+    parts = [of([0.9, 0.7], [0, 1], [0, 1]), of([0.8, 0.6], [0, 0], [1, 2])]
+    found = merge_tiles(parts, views, 10)
+    assert found.masks is None and found.image_size == (64, 96)
+    assert found.labels.tolist() == [0, 1, 0] and found.boxes.tolist() == boxes[[0, 1, 2]].tolist()
+    assert len(merge_tiles(parts, views, 2)) == 2 and merge_tiles(parts, views, 2).truncated

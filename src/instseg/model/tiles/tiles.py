@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from instseg.core import rle as rle_codes
-from instseg.core.geometry import InputGeometry
+from instseg.core.geometry import InputGeometry, scaled
 from instseg.core.instances import Instances
 from instseg.core.masks import Masks
 from instseg.model.tiles.joining import candidate, distinct, group, join, of_parts
@@ -16,6 +16,8 @@ from instseg.model.tiles.seams import Parts, compare_all
 
 # What is no wider than this at the border of a tile, and not seen by the next tile, is nothing; pixels.
 SLIVER = 4
+# Boxes of one class from a detector without masks are the same object from this IoU on.
+SAME_BOX = 0.5
 
 
 def tile_starts(extent: int, tile: int, overlap: int) -> list[int]:
@@ -36,7 +38,7 @@ def tile_views(image_size: tuple[int, int], scale: float, tile: int, overlap: in
     for top in tile_starts(height, side, shared):
         for left in tile_starts(width, side, shared):
             size = (min(side, height), min(side, width))
-            content = (min(tile, int(size[0] * scale + 0.5)), min(tile, int(size[1] * scale + 0.5)))
+            content = (min(tile, scaled(size[0], scale)), min(tile, scaled(size[1], scale)))
             views.append(InputGeometry(content, size, image_size, (top, left)))
     return views
 
@@ -47,9 +49,9 @@ def merge_tiles(parts: Sequence[Instances], views: Sequence[InputGeometry], max_
     An object in the overlap is found in several tiles, and one that is larger than the overlap is found in parts.
     Masks of one class that are cut by their tiles are parts of one object when they agree where both of their tiles
     look, or, where tiles only meet, when they continue each other across the seam. An object that a tile shows whole
-    keeps that mask, the best of them
-    if several do, with its score. The parts of all others are joined into one mask, whose score is the mean of the
-    parts' scores, weighted with their areas; parts whose scores differ by more than 0.5 are not joined. See
+    keeps that mask, the best of them if several do, with its score. The parts of all others are joined into one mask,
+    whose score is the mean of the parts' scores, weighted with their areas; parts whose scores differ by more than 0.5
+    are not joined. Boxes without masks are not joined: of those of one class that overlap, the best stays. See
     ``docs/decisions/tiles.md``.
 
     Args:
@@ -60,11 +62,13 @@ def merge_tiles(parts: Sequence[Instances], views: Sequence[InputGeometry], max_
     Returns:
         The objects, best first; ``truncated`` where the cap cut some off, here or in a tile.
     """
-    truncated = any(p.truncated for p in parts)
     if len(parts) == 1:
         return parts[0] if len(parts[0]) <= max_instances else parts[0].best(max_instances)
-    masks = Masks.cat([p.masks for p in parts if p.masks is not None])
-    device, scores, labels = masks.device, torch.cat([p.scores for p in parts]), torch.cat([p.labels for p in parts])
+    every = Instances.cat(parts)
+    if every.masks is None:
+        return _best_boxes(every).best(max_instances)
+    masks, scores, labels, truncated = every.masks, every.scores, every.labels, every.truncated
+    device = masks.device
     masks = masks.cpu()
     table = _table(masks, scores, labels, parts, views)
     evidence, sharing = [], []
@@ -90,6 +94,13 @@ def merge_tiles(parts: Sequence[Instances], views: Sequence[InputGeometry], max_
         chosen = masks[first]
     joined = torch.tensor([o.score for o in objects], dtype=scores.dtype, device=scores.device)
     return Instances(joined, labels[first.to(labels.device)], chosen.to(device), truncated)
+
+
+def _best_boxes(every: Instances) -> Instances:
+    """Best first, without boxes that a better one of their class overlaps."""
+    from torchvision.ops import batched_nms  # takes seconds to import
+
+    return every[batched_nms(every.boxes.float(), every.scores.float(), every.labels, SAME_BOX)]
 
 
 def _table(

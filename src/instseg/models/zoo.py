@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import product
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -67,47 +66,20 @@ def _solov2_light(paper_ap: float | None, backbone: str, size: Literal[448, 512]
     return ModelEntry("SOLOv2-light", SOLOv2Config, SOLOv2, fields, paper_ap, paper_input)
 
 
-_CLASSES, _HALVED = (50, 40, 24, 16, 12), (20, 18, 12, 8, 6)
 # Mask interpolation (SODAR, section IV-b): finer grids for the classes, coarser ones for the representations.
-_INTERPOLATED: dict[str, dict[str, Any]] = {
-    "": {},
-    "_cls": {"grids": _CLASSES, "mask_grids": (40, 36, 24, 16, 12)},
-    "_mask": {"mask_grids": _HALVED},
-    "_cm": {"grids": _CLASSES, "mask_grids": _HALVED},
-}
-# COCO val2017 mask AP of the paper's tables III to V.
-_SODAR_AP = {
-    "sodar_r50": 37.9,
-    "sodar_r101": 38.6,
-    "sodar_r101_cls": 39.1,
-    "sodar_r101_mask": 38.8,
-    "sodar_r101_cm": 39.0,
-    "sodar_r101_cls_deform": 39.5,
-    "sodar_r101_mask_deform": 39.1,
-    "sodar_solov2_r50": 38.7,
-    "sodar_solov2_r101": 39.4,
-    "sodar_solov2_r101_cls": 39.7,
-    "sodar_solov2_r101_mask": 39.2,
-    "sodar_solov2_r101_cm": 39.4,
-    "sodar_solov2_r101_cls_deform": 40.0,
-    "sodar_solov2_r101_mask_deform": 39.6,
-}
+_HALVED = (20, 18, 12, 8, 6)
+_CLS: dict[str, Any] = {"grids": (50, 40, 24, 16, 12), "mask_grids": (40, 36, 24, 16, 12)}
+_MASK: dict[str, Any] = {"mask_grids": _HALVED}
+_CM: dict[str, Any] = {"grids": (50, 40, 24, 16, 12), "mask_grids": _HALVED}
 
 
-def _sodar() -> dict[str, ModelEntry]:
-    """Both hosts, each with every mask interpolation, with and without deformable neighbors."""
-    entries = {}
-    hosts: tuple[tuple[str, str, type[ModelConfig], type[Net[Any]]], ...] = (
-        ("sodar", "SODAR", SODARConfig, SODAR),
-        ("sodar_solov2", "SODAR*", SODARSOLOv2Config, SODARSOLOv2),
-    )
-    for (prefix, method, config, net), backbone, (suffix, grids), deformable in product(
-        hosts, ("r50", "r101"), _INTERPOLATED.items(), (False, True)
-    ):
-        name = f"{prefix}_{backbone}{suffix}{'_deform' if deformable else ''}"
-        fields = {"backbone": backbone, **grids, **({"deformable": True} if deformable else {})}
-        entries[name] = ModelEntry(method, config, net, fields, _SODAR_AP.get(name))
-    return entries
+def _sodar(paper_ap: float | None, backbone: str, **fields: Any) -> ModelEntry:
+    """The paper's tables III to V."""
+    return ModelEntry("SODAR", SODARConfig, SODAR, {"backbone": backbone, **fields}, paper_ap)
+
+
+def _sodar_solov2(paper_ap: float | None, backbone: str, **fields: Any) -> ModelEntry:
+    return ModelEntry("SODAR*", SODARSOLOv2Config, SODARSOLOv2, {"backbone": backbone, **fields}, paper_ap)
 
 
 _DCN: dict[str, Any] = {"dcn": 2, "dcn_towers": "all", "mask_feature_dcn": True}
@@ -134,7 +106,38 @@ MODELS: dict[str, ModelEntry] = {
     "solov2_light_512_r50_dcn": _solov2_light(36.4, "r50", 512),
     "solov2_decoupled_r101": _solov2(39.3, backbone="r101", mask_groups=4, mask_channels=64),
     "solov2_plus_r101_dcn": _solov2(None, backbone="r101", **_DCN, semantic_weight=1.0, grids=(80, 64, 32, 24, 12)),
-    **_sodar(),
+    "sodar_r50": _sodar(37.9, "r50"),
+    "sodar_r50_deform": _sodar(None, "r50", deformable=True),
+    "sodar_r50_cls": _sodar(None, "r50", **_CLS),
+    "sodar_r50_cls_deform": _sodar(None, "r50", **_CLS, deformable=True),
+    "sodar_r50_mask": _sodar(None, "r50", **_MASK),
+    "sodar_r50_mask_deform": _sodar(None, "r50", **_MASK, deformable=True),
+    "sodar_r50_cm": _sodar(None, "r50", **_CM),
+    "sodar_r50_cm_deform": _sodar(None, "r50", **_CM, deformable=True),
+    "sodar_r101": _sodar(38.6, "r101"),
+    "sodar_r101_deform": _sodar(None, "r101", deformable=True),
+    "sodar_r101_cls": _sodar(39.1, "r101", **_CLS),
+    "sodar_r101_cls_deform": _sodar(39.5, "r101", **_CLS, deformable=True),
+    "sodar_r101_mask": _sodar(38.8, "r101", **_MASK),
+    "sodar_r101_mask_deform": _sodar(39.1, "r101", **_MASK, deformable=True),
+    "sodar_r101_cm": _sodar(39.0, "r101", **_CM),
+    "sodar_r101_cm_deform": _sodar(None, "r101", **_CM, deformable=True),
+    "sodar_solov2_r50": _sodar_solov2(38.7, "r50"),
+    "sodar_solov2_r50_deform": _sodar_solov2(None, "r50", deformable=True),
+    "sodar_solov2_r50_cls": _sodar_solov2(None, "r50", **_CLS),
+    "sodar_solov2_r50_cls_deform": _sodar_solov2(None, "r50", **_CLS, deformable=True),
+    "sodar_solov2_r50_mask": _sodar_solov2(None, "r50", **_MASK),
+    "sodar_solov2_r50_mask_deform": _sodar_solov2(None, "r50", **_MASK, deformable=True),
+    "sodar_solov2_r50_cm": _sodar_solov2(None, "r50", **_CM),
+    "sodar_solov2_r50_cm_deform": _sodar_solov2(None, "r50", **_CM, deformable=True),
+    "sodar_solov2_r101": _sodar_solov2(39.4, "r101"),
+    "sodar_solov2_r101_deform": _sodar_solov2(None, "r101", deformable=True),
+    "sodar_solov2_r101_cls": _sodar_solov2(39.7, "r101", **_CLS),
+    "sodar_solov2_r101_cls_deform": _sodar_solov2(40.0, "r101", **_CLS, deformable=True),
+    "sodar_solov2_r101_mask": _sodar_solov2(39.2, "r101", **_MASK),
+    "sodar_solov2_r101_mask_deform": _sodar_solov2(39.6, "r101", **_MASK, deformable=True),
+    "sodar_solov2_r101_cm": _sodar_solov2(39.4, "r101", **_CM),
+    "sodar_solov2_r101_cm_deform": _sodar_solov2(None, "r101", **_CM, deformable=True),
 }
 
 

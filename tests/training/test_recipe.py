@@ -6,9 +6,10 @@ import pytest
 import yaml
 
 from instseg.core.errors import ConfigError
+from instseg.core.values import parse_value
 from instseg.data.transforms.augment import Augment
 from instseg.models.zoo import config_fields
-from instseg.training.recipe import Recipe, load_recipe, parse_value, read_recipe, recipe_names, write_recipe
+from instseg.training.recipe import Recipe, load_recipe, read_recipe, recipe_names, write_recipe
 
 CALL_ONLY = {"data", "split", "weights", "device", "workers"}
 MODEL_FIELDS = ["tower_channels", "input_short", "candidate_threshold"]

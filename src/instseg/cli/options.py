@@ -105,9 +105,9 @@ def open_model(name: str, words: Iterable[str], device: str | None) -> "Instance
     fields = parse_overrides(words)
 
     from instseg.core.environment import pick_device
+    from instseg.core.values import parsed
     from instseg.model.load import resolve_model
     from instseg.model.with_config import reconfigure
-    from instseg.training.recipe import parsed
 
     target = pick_device(device)
     return reconfigure(resolve_model(name), parsed(fields)).to(target)

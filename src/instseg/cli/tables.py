@@ -28,10 +28,11 @@ def _figure(value: float | None) -> str:
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """What `evaluate` returns: mask and box AP, then the classes, worst first when there are many."""
+    """What `evaluate` returns: mask and box AP (box AP alone for a detector of boxes), then the classes, worst first
+    when there are many."""
     columns = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large"}
     columns |= {"AR": "ar"}
-    kinds = {"masks": metrics["segm"], "boxes": metrics["bbox"]}
+    kinds = {name: found for name, key in (("masks", "segm"), ("boxes", "bbox")) if (found := metrics.get(key))}
     rows = [[name, *(_figure(kind.get(key)) for key in columns.values())] for name, kind in kinds.items()]
     counted = (
         f"{metrics['images']} images, {metrics['instances']} objects, at most {metrics['max_dets']} found an image"
@@ -39,12 +40,16 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
     parts = [table(["", *columns], rows), counted]
     classes = metrics["per_class"]
     if len(classes) > 1:
-        shown = sorted(classes, key=lambda c: c["ap"] or 0.0) if len(classes) > LONGEST_CLASS_LIST else classes
+        figures = {"mask AP": "ap", "AP50": "ap50", "box AP": "box_ap"}
+        if "masks" not in kinds:
+            figures = {"box AP": "box_ap", "AP50": "box_ap50"}
+        first = next(iter(figures.values()))
+        shown = sorted(classes, key=lambda c: c[first] or 0.0) if len(classes) > LONGEST_CLASS_LIST else classes
         cells = [
-            [row["name"], str(row["instances"]), _figure(row["ap"]), _figure(row["ap50"]), _figure(row["box_ap"])]
+            [row["name"], str(row["instances"]), *(_figure(row[key]) for key in figures.values())]
             for row in shown[:LONGEST_CLASS_LIST]
         ]
-        parts.append("\n" + table(["class", "objects", "mask AP", "AP50", "box AP"], cells))
+        parts.append("\n" + table(["class", "objects", *figures], cells))
         if len(classes) > LONGEST_CLASS_LIST:
             parts.append(f"the {LONGEST_CLASS_LIST} worst of {len(classes)} classes; metrics.json has all")
     return "\n".join(parts)

@@ -4,7 +4,6 @@ A recipe holds the fields of :class:`Recipe` (training, and the data room's :cla
 of the chosen model's own config. ``key=value`` overrides are laid over it. Nothing inherits.
 """
 
-import re
 from collections.abc import Callable, Collection, Mapping
 from importlib import resources
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from instseg.core.errors import ConfigError, did_you_mean
+from instseg.core.values import Loader, parsed
 from instseg.data.crowds import Crowd
 from instseg.data.transforms.augment import Augment
 
@@ -109,37 +109,6 @@ class Recipe(Augment):
         return names
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: ``1e-3`` is a number although YAML 1.1 wants a dot in it."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def parse_value(text: str) -> Any:
-    """The value behind the equals sign of ``key=value``: ``3``, ``1e-3``, ``true``, ``[9, 11]``, ``null``, a word."""
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError:
-        return text
-
-
-def parse_names(text: str) -> Any:
-    """The value of a field that holds names, ``[car, no, 007]`` or ``car``: every name stays as it is written."""
-    if text.strip() in ("", "null", "~", "None"):
-        return None
-    try:
-        value = yaml.load(text, Loader=yaml.BaseLoader)
-    except yaml.YAMLError:
-        value = None
-    if isinstance(value, list) and all(isinstance(name, str) for name in value):
-        return value
-    inner = text.strip()
-    return [name.strip() for name in inner[1:-1].split(",")] if inner.startswith("[") else inner
-
-
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
     folder = resources.files("instseg.recipes")
@@ -166,7 +135,7 @@ def read_recipe(source: str | Path | None) -> dict[str, Any]:
 
 def _fields(text: str, where: str) -> dict[str, Any]:
     try:
-        values = yaml.load(text, Loader=_Loader)  # a SafeLoader
+        values = yaml.load(text, Loader=Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
     if values is None:
@@ -195,15 +164,6 @@ def load_recipe(
         fields = model_fields(model) if callable(model_fields) else model_fields
         values = {key: value for key, value in values.items() if key in Recipe.model_fields or key in fields}
     return split_fields({**values, **chosen}, model_fields, where)
-
-
-def parsed(overrides: Mapping[str, object]) -> dict[str, Any]:
-    """Overrides with their text values read as YAML, the names of classes as they are written."""
-    return {key: _parsed(key, v) if isinstance(v, str) else v for key, v in overrides.items()}
-
-
-def _parsed(key: str, text: str) -> Any:
-    return parse_names(text) if key == "classes" else parse_value(text)
 
 
 def split_fields(

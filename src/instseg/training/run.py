@@ -14,6 +14,7 @@ import torch
 from instseg._version import __version__
 from instseg.core.environment import pick_device
 from instseg.core.errors import CheckpointError, ConfigError, InstsegError
+from instseg.core.values import parsed
 from instseg.data.dataset import InstanceDataset
 from instseg.data.holdout import KEY
 from instseg.data.transforms.augment import build_transform
@@ -29,7 +30,7 @@ from instseg.training.lock import locked
 from instseg.training.loggers import RunLog
 from instseg.training.loop import Trainer
 from instseg.training.plan import Plan, new_folder, new_plan, resumed_folder, resumed_plan
-from instseg.training.recipe import Recipe, parsed, write_recipe
+from instseg.training.recipe import Recipe, write_recipe
 from instseg.training.sampler import seed_of
 from instseg.weights.catalogue import CATALOGUE
 from instseg.weights.source import BUNDLED

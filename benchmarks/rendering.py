@@ -22,10 +22,10 @@ SHARES = (0.001, 0.02)
 
 
 def make(count: int):
-    """Soft elliptic masks at 1/4 of an 800-pixel input, and their placement."""
+    """Soft elliptic masks at 1/4 of an 800-pixel input, and where that lies in the image."""
     import torch
 
-    from instseg.core.geometry import Placement
+    from instseg.core.geometry import InputGeometry
 
     content = (800, 1067)
     grid = (200, 272)  # padded to a multiple of 32
@@ -41,16 +41,16 @@ def make(count: int):
     for i in range(count):
         distance = (((rows - y[i]) / (h[i] / 2)) ** 2 + ((columns - x[i]) / (w[i] / 2)) ** 2).sqrt()
         soft[i] = torch.sigmoid(8 * (1 - distance))
-    return soft, Placement(grid, 4, content, (HEIGHT, WIDTH))
+    return soft, InputGeometry(content, (HEIGHT, WIDTH), (HEIGHT, WIDTH))
 
 
-def ours(soft, placement):
+def ours(soft, geometry):
     from instseg.core.masks import Masks
 
-    return Masks.from_soft(soft, placement).rle()
+    return Masks.from_maps(soft, geometry.content, 4).to_image(geometry).rle()
 
 
-def dense(soft, placement):
+def dense(soft, geometry):
     import numpy as np
     import torch.nn.functional as F
     from pycocotools import mask as coco
@@ -58,8 +58,8 @@ def dense(soft, placement):
     codes = []
     for i in range(0, len(soft), 100):
         up = F.interpolate(soft[None, i : i + 100], scale_factor=4, mode="bilinear")
-        up = up[:, :, : placement.content[0], : placement.content[1]]
-        pixels = F.interpolate(up, size=placement.size, mode="bilinear")[0] > 0.5
+        up = up[:, :, : geometry.content[0], : geometry.content[1]]
+        pixels = F.interpolate(up, size=geometry.size, mode="bilinear")[0] > 0.5
         for mask in pixels:
             codes.append(coco.encode(np.asfortranarray(mask.numpy().view(np.uint8))))
     return codes
@@ -70,12 +70,12 @@ def peak() -> float:
 
 
 def measure(way: str, count: int) -> None:
-    soft, placement = make(count)
+    soft, geometry = make(count)
     run = {"ours": ours, "dense": dense}[way]
-    run(soft[:2], placement)  # imports and first calls are not what is measured
+    run(soft[:2], geometry)  # imports and first calls are not what is measured
     before = peak()
     start = time.perf_counter()
-    codes = run(soft, placement)
+    codes = run(soft, geometry)
     seconds = time.perf_counter() - start
     print(json.dumps({"seconds": seconds, "mib": peak() - before, "codes": [c["counts"].decode() for c in codes]}))
 

@@ -23,7 +23,6 @@ def make(count: int, side: int):
     """What is found in each tile, the tiles, and the area of each large ellipse."""
     import torch
 
-    from instseg.core.geometry import Placement
     from instseg.core.instances import Instances
     from instseg.core.masks import Masks
     from instseg.model.tiles.tiles import tile_views
@@ -52,7 +51,7 @@ def make(count: int, side: int):
         scores = 0.6 + 0.3 * torch.rand(len(near), generator=g)
         order = scores.argsort(descending=True)
         order = order[seen[order]]
-        masks = Masks.from_soft(soft[order], Placement.of(view, (TILE // 4, TILE // 4), 4), view.image_size)
+        masks = Masks.from_maps(soft[order], view.content, 4).to_image(view)
         parts.append(Instances(scores[order], classes[near[order]], masks))
     return parts, views
 

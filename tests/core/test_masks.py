@@ -7,16 +7,22 @@ from hypothesis import strategies as st
 
 from instseg.core import rle
 from instseg.core.errors import DataError
-from instseg.core.geometry import Placement
+from instseg.core.geometry import InputGeometry
 from instseg.core.masks import Masks
 
 
-def dense(soft, placement):
-    """The two-step rendering of the reference, at image size."""
-    h, w = placement.grid
-    up = F.interpolate(soft[None], size=(h * placement.upsample, w * placement.upsample), mode="bilinear")
-    cut = up[:, :, : placement.content[0], : placement.content[1]]
-    return F.interpolate(cut, size=placement.size, mode="bilinear")[0]
+def dense(soft, content, size):
+    """The two-step rendering of the reference, at image size; maps are at a quarter of the input."""
+    h, w = soft.shape[1:]
+    up = F.interpolate(soft[None], size=(h * 4, w * 4), mode="bilinear")
+    cut = up[:, :, : content[0], : content[1]]
+    return F.interpolate(cut, size=size, mode="bilinear")[0]
+
+
+def placed(soft, content, size, image_size=None, offset=(0, 0), **options):
+    return Masks.from_maps(soft, content, 4, **options).to_image(
+        InputGeometry(content, size, image_size or size, offset)
+    )
 
 
 def blobs(n, h, w, seed=0):
@@ -35,31 +41,29 @@ def blobs(n, h, w, seed=0):
 def test_rendering_equals_the_dense_two_step_rendering(h, w, data, seed):
     content = (data.draw(st.integers(1, 4 * h)), data.draw(st.integers(1, 4 * w)))
     size = (data.draw(st.integers(1, 150)), data.draw(st.integers(1, 150)))
-    placement = Placement((h, w), 4, content, size)
     soft = blobs(3, h, w, seed)
-    reference = dense(soft, placement)
-    masks = Masks.from_soft(soft, placement)
+    reference = dense(soft, content, size)
+    masks = placed(soft, content, size)
     differing = masks.bool() != (reference > 0.5)
     assert not (differing & ((reference - 0.5).abs() > 1e-5)).any()  # only exact ties may fall either way
     torch.testing.assert_close(masks.soft(), reference, atol=0.0101, rtol=0)  # values below the floor are dropped
 
 
 def test_at_a_large_size_at_most_one_pixel_in_100_000_differs():
-    placement = Placement((100, 168), 4, (400, 667), (1500, 2501))
+    content, size = (400, 667), (1500, 2501)
     soft = blobs(6, 100, 168)
-    differing = (Masks.from_soft(soft, placement).bool() != (dense(soft, placement) > 0.5)).float().mean()
+    differing = (placed(soft, content, size).bool() != (dense(soft, content, size) > 0.5)).float().mean()
     assert differing <= 1e-5
 
 
 def test_soft_values_are_exact_without_a_floor():
-    placement = Placement((12, 20), 4, (45, 77), (90, 140))
     soft = blobs(4, 12, 20)
-    rendered = Masks.from_soft(soft, placement, floor=0.0).soft()
-    torch.testing.assert_close(rendered, dense(soft, placement), atol=1e-6, rtol=0)
+    rendered = placed(soft, (45, 77), (90, 140), floor=0.0).soft()
+    torch.testing.assert_close(rendered, dense(soft, (45, 77), (90, 140)), atol=1e-6, rtol=0)
 
 
 def test_codes_areas_and_boxes_describe_the_same_pixels():
-    masks = Masks.from_soft(blobs(5, 16, 16), Placement((16, 16), 4, (64, 60), (100, 110)))
+    masks = placed(blobs(5, 16, 16), (64, 60), (100, 110))
     pixels = masks.bool()
     assert [rle.decode(code).tolist() for code in masks.rle()] == pixels.int().tolist()
     assert masks.areas().tolist() == pixels.sum((1, 2)).tolist()
@@ -69,7 +73,7 @@ def test_codes_areas_and_boxes_describe_the_same_pixels():
 
 
 def test_an_empty_mask_has_no_area_no_polygon_and_a_zero_box():
-    masks = Masks.from_soft(torch.zeros(1, 8, 8), Placement((8, 8), 4, (32, 32), (50, 50)))
+    masks = placed(torch.zeros(1, 8, 8), (32, 32), (50, 50))
     assert masks.areas().tolist() == [0]
     assert masks.boxes().tolist() == [[0, 0, 0, 0]]
     assert masks.polygons() == [[]]
@@ -77,7 +81,7 @@ def test_an_empty_mask_has_no_area_no_polygon_and_a_zero_box():
 
 
 def test_no_masks_at_all_are_legal_everywhere():
-    masks = Masks.from_soft(torch.zeros(0, 8, 8), Placement((8, 8), 4, (32, 32), (50, 40)))
+    masks = placed(torch.zeros(0, 8, 8), (32, 32), (50, 40))
     assert len(masks) == 0 and masks.rle() == [] and masks.polygons() == []
     assert masks.bool().shape == masks.soft().shape == (0, 50, 40)
     assert masks.boxes().shape == (0, 4) and masks.areas().shape == (0,)
@@ -86,7 +90,7 @@ def test_no_masks_at_all_are_legal_everywhere():
 
 @pytest.mark.parametrize("index", [2, -1, slice(1, 4, 2), [3, 0], torch.tensor([True, False, True, False, True])])
 def test_indexing_selects_the_masks_that_indexing_pixels_would(index):
-    masks = Masks.from_soft(blobs(5, 10, 12), Placement((10, 12), 4, (40, 48), (33, 47)))
+    masks = placed(blobs(5, 10, 12), (40, 48), (33, 47))
     pixels = masks.bool()
     expected = pixels[index][None] if isinstance(index, int) else pixels[index]
     assert torch.equal(masks[index].bool(), expected)
@@ -103,24 +107,26 @@ def test_a_wrong_index_is_an_error():
 
 def test_joined_parts_keep_each_its_place():
     size = (60, 100)
-    tiles = [Placement((10, 10), 4, (40, 40), (50, 50), (0, 0)), Placement((10, 10), 4, (40, 40), (50, 50), (10, 50))]
+    content, tile = (40, 40), (50, 50)
     soft = blobs(4, 10, 10)
-    parts = [Masks.from_soft(soft[:2], tiles[0], size), Masks.from_soft(soft[2:], tiles[1], size)]
+    parts = [
+        placed(soft[:2], content, tile, size, (0, 0)),
+        placed(soft[2:], content, tile, size, (10, 50)),
+    ]
     whole = torch.zeros(4, *size, dtype=torch.bool)
     whole[:2, :50, :50] = parts[0].bool()[:, :50, :50]
-    whole[2:, 10:60, 50:100] = dense(soft[2:], tiles[1]) > 0.5
+    whole[2:, 10:60, 50:100] = dense(soft[2:], content, tile) > 0.5
     joined = Masks.cat(parts)
     assert torch.equal(joined.bool(), whole)
     assert torch.equal(joined[torch.tensor([3, 1])].bool(), whole[[3, 1]])
-    torch.testing.assert_close(joined.soft()[2:, 10:, 50:], dense(soft[2:], tiles[1]), atol=0.0101, rtol=0)
+    torch.testing.assert_close(joined.soft()[2:, 10:, 50:], dense(soft[2:], content, tile), atol=0.0101, rtol=0)
     with pytest.raises(ValueError, match="different images"):
         Masks.cat([parts[0], Masks.from_bool(torch.ones(1, 4, 4))])
 
 
 def test_a_block_is_a_part_of_the_dense_soft_mask():
     size = (60, 100)
-    tile = Placement((10, 10), 4, (40, 40), (50, 50), (10, 50))
-    masks = Masks.from_soft(blobs(3, 10, 10), tile, size, floor=0)
+    masks = placed(blobs(3, 10, 10), (40, 40), (50, 50), size, (10, 50), floor=0)
     dense = masks.soft()
     for i in range(3):
         top, bottom, left, right = masks.reach(i)
@@ -155,7 +161,7 @@ def test_polygons_keep_holes_and_parts_and_give_the_pixels_back():
 
 
 def test_rendering_is_exact_under_autocast():
-    masks = Masks.from_soft(blobs(3, 20, 20), Placement((20, 20), 4, (80, 80), (123, 123)))
+    masks = placed(blobs(3, 20, 20), (80, 80), (123, 123))
     expected = masks.bool()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(masks[:].bool(), expected)

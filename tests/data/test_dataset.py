@@ -15,9 +15,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
-from instseg.core import rle as rle_codes
 from instseg.core.categories import Categories
 from instseg.core.errors import DataError
+from instseg.core.render import encode_window
 from instseg.data.dataset import InstanceDataset, collate, ground_truth, open_dataset, splits
 from instseg.data.transforms.augment import Augment, build_transform
 
@@ -314,7 +314,7 @@ def test_no_mask_of_image_size_is_kept_in_memory(tmp_path: Path) -> None:
 
     height, width = 3000, 4000
     codes = [
-        rle_codes.encode_window(np.ones((40, 40)), y, x, (height, width))
+        encode_window(np.ones((40, 40)), y, x, (height, width))
         for y in range(0, 3000, 200)
         for x in range(0, 4000, 200)
     ]

@@ -1,10 +1,11 @@
 """Run-length codes as COCO writes them: ``{"size": [H, W], "counts": bytes}``, runs down the columns.
 
-The codes themselves are made and read by pycocotools. What this module adds is a code for a mask of which only a
-window is known, so that nothing of the image's size is ever built.
+Whole masks are coded, merged and compared by pycocotools. What this module adds are codes made of runs and codes read
+into the window that a mask lies in, so that nothing of the image's size is ever built.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,6 +14,13 @@ import numpy.typing as npt
 RLE: TypeAlias = dict[str, Any]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 UInt8Array: TypeAlias = npt.NDArray[np.uint8]
+
+# A run length of an image takes at most 31 bits: seven digits of five.
+_MAX_DIGITS = 7
+# Below this many pixels the whole mask is decoded faster than its runs are read here.
+_SMALL = 512 * 512
+# Pixels of decoded windows that are held at a time.
+_GROUP = 1 << 26
 
 
 def _coco() -> Any:
@@ -27,35 +35,6 @@ def encode(mask: npt.NDArray[Any]) -> RLE:
     return code
 
 
-def encode_window(window: npt.NDArray[Any], top: int, left: int, size: tuple[int, int]) -> RLE:
-    """The code of a mask of ``size`` (H, W) that is ``window`` (h, w) at row ``top``, column ``left``, zero elsewhere.
-
-    Costs time and memory of the window, whatever the image's size.
-    """
-    height, width = size
-    h, w = window.shape
-    if h == 0 or w == 0:
-        return from_counts([height * width], height, width)
-    # Runs go down the columns: pad every column with a zero at either end and look where the value changes.
-    columns = np.zeros((w, h + 2), dtype=np.int8)
-    columns[:, 1:-1] = (window != 0).T
-    change = np.diff(columns, axis=1)
-    x0, y0 = np.nonzero(change == 1)
-    x1, y1 = np.nonzero(change == -1)
-    starts = (x0 + left) * height + y0 + top
-    ends = (x1 + left) * height + y1 + top
-    # A run that reaches the image's last row continues at the first row of the next column.
-    split = np.ones(len(starts), dtype=bool)
-    split[1:] = starts[1:] != ends[:-1]
-    starts, ends = starts[split], ends[np.append(split[1:], True)[: len(ends)]]
-    edges = np.empty(2 * len(starts), dtype=np.int64)
-    edges[0::2], edges[1::2] = starts, ends
-    counts = np.diff(edges, prepend=0)
-    tail = height * width - (int(edges[-1]) if len(edges) else 0)
-    runs: list[int] = counts.tolist()
-    return from_counts([*runs, tail] if tail or not runs else runs, height, width)
-
-
 def decode(rle: RLE) -> UInt8Array:
     """The mask ``(H, W)`` uint8 0/1 of a code."""
     mask: UInt8Array = _coco().decode(rle)
@@ -66,38 +45,155 @@ def decode_window(rle: RLE) -> tuple[int, int, BoolArray]:
     """``(top, left, window)``: the mask's own box of the image, boolean ``(h, w)``, ``(0, 0)`` when it is empty.
 
     Costs time and memory of the box, whatever the image's size.
+
+    Raises:
+        ValueError: the code is damaged.
     """
     height = int(rle["size"][0])
-    ends = np.cumsum(_unpack(rle["counts"]))
-    starts, stops = ends[: len(ends) - 1 : 2], ends[1::2]
-    starts, stops = starts[stops > starts], stops[stops > starts]
+    starts, stops = _runs(rle)
     if not len(starts):
         return 0, 0, np.zeros((0, 0), dtype=bool)
     left, right = int(starts[0]) // height, int(stops[-1] - 1) // height + 1
-    rows, last = starts % height, (stops - 1) % height
-    # A run that goes on in the next column has both of its ends there, so the box is as high as the image.
+    # A run that continues in the next column has both of its ends there, so the box is as high as the image.
     wraps = bool(((stops - 1) // height > starts // height).any())
-    top, bottom = (0, height) if wraps else (int(rows.min()), int(last.max()) + 1)
+    top, bottom = (0, height) if wraps else (int((starts % height).min()), int(((stops - 1) % height).max()) + 1)
+    return top, left, _filled(starts, stops, height, (top, left, bottom, right)).view(bool)
+
+
+def decode_part(rle: RLE, top: int, left: int, bottom: int, right: int) -> UInt8Array:
+    """The part of a mask in rows ``top`` to ``bottom`` and columns ``left`` to ``right`` (end exclusive), uint8 0/1.
+
+    Costs time and memory of the part's columns, so that a small object of a large image is cheap.
+
+    Raises:
+        ValueError: the code is damaged.
+    """
+    height, width = rle["size"]
+    if height * width <= _SMALL:
+        return decode(rle)[top:bottom, left:right]
+    starts, stops = _runs(rle)
+    first, last = left * height, right * height
+    starts, stops = starts.clip(first, last), stops.clip(first, last)
+    inside = starts < stops
+    return _filled(starts[inside], stops[inside], height, (0, left, height, right))[top:bottom]
+
+
+def decode_all(rles: Sequence[RLE]) -> Iterator[tuple[int, list[tuple[int, int, BoolArray]]]]:
+    """The windows of many codes as :func:`decode_window` returns them, so many at a time as fit into memory.
+
+    Yields:
+        The place of the first code of a group, and the windows of the group.
+    """
+    start = size = 0
+    group: list[tuple[int, int, BoolArray]] = []
+    for i, code in enumerate(rles):
+        group.append(decode_window(code))
+        size += group[-1][2].size
+        if size > _GROUP:
+            yield start, group
+            start, size, group = i + 1, 0, []
+    if group:
+        yield start, group
+
+
+def _runs(rle: RLE) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where the foreground's runs begin and end, counted down the columns."""
+    runs = read_runs(rle["counts"])
+    if runs is None:
+        raise ValueError("damaged run-length code")
+    ends = np.cumsum(runs)
+    starts, stops = ends[: len(ends) - 1 : 2], ends[1::2]
+    filled = stops > starts
+    return starts[filled], stops[filled]
+
+
+def _filled(
+    starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64], height: int, box: tuple[int, int, int, int]
+) -> UInt8Array:
+    """The pixels of ``box`` (top, left, bottom, right), which holds all runs; as high as the image where one wraps."""
+    top, left, bottom, right = box
     h, w = bottom - top, right - left
-    begin = (starts // height - left) * h + rows - top
+    begin = (starts // height - left) * h + starts % height - top
+    # Runs go down the columns: plus one where the object begins, minus one behind its end.
     change = np.zeros(h * w + 1, dtype=np.int8)
     change[begin] += 1
     change[begin + stops - starts] -= 1
-    return top, left, np.cumsum(change[:-1], dtype=np.int8).view(bool).reshape(w, h).T
+    return np.cumsum(change[:-1], dtype=np.int8).view(np.uint8).reshape(w, h).T
 
 
-def _unpack(counts: bytes | str) -> npt.NDArray[np.int64]:
-    """The run lengths behind COCO's text form; undoes :func:`_pack`."""
-    code = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, dtype=np.uint8).astype(np.int64) - 48
-    last = (code & 0x20) == 0
-    first = np.flatnonzero(np.append(True, last[:-1]))
-    place = np.arange(len(code)) - np.repeat(first, np.diff(np.append(first, len(code))))
-    values = np.add.reduceat((code & 0x1F) << 5 * place, first)
-    negative = (code[last] & 0x10) != 0
-    values -= negative * (np.int64(1) << 5 * (place[last] + 1))
+def read_runs(counts: str | bytes) -> npt.NDArray[np.int64] | None:
+    """The run lengths of compressed counts, zeros first; None when the text is no COCO run-length code.
+
+    pycocotools trusts what it is given, and a damaged code makes it write outside its memory.
+    """
+    try:
+        raw = counts.encode("ascii") if isinstance(counts, str) else counts
+    except UnicodeEncodeError:
+        return None
+    digits = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
+    if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & 0x20:
+        return None
+    ends = np.flatnonzero(digits < 32)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > _MAX_DIGITS:
+        return None
+    place = np.arange(len(digits)) - np.repeat(starts, lengths)
+    values = np.add.reduceat((digits & 0x1F) << (5 * place), starts)
+    values = np.where(digits[ends] & 0x10, values - (1 << (5 * lengths)), values)
+    # From the fourth on, a number is the difference to the run before last.
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
-    return values
+    return values if values.min() >= 0 else None
+
+
+def from_edges(edges: Sequence[npt.NDArray[np.int64]], size: tuple[int, int]) -> list[RLE]:
+    """The codes of masks of ``size`` (H, W) of which is known where their runs begin and end, in turn, counted down
+    the columns."""
+    height, width = size
+    codes: list[RLE] = []
+    for first, last in _groups([len(e) + 1 for e in edges]):
+        counts: list[npt.NDArray[np.int64]] = []
+        for e in edges[first:last]:
+            runs = np.diff(e, prepend=0, append=height * width)
+            counts.append(runs if runs[-1] or len(runs) == 1 else runs[:-1])
+        codes += [{"size": [height, width], "counts": text} for text in _pack(counts)]
+    return codes
+
+
+def _groups(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """From and to (exclusive) of neighbors that together have about a million numbers."""
+    start = total = 0
+    for i, length in enumerate(lengths):
+        total += length
+        if total > 1 << 20 or i + 1 == len(lengths):
+            yield start, i + 1
+            start, total = i + 1, 0
+
+
+def _pack(counts: Sequence[npt.NDArray[np.int64]]) -> list[bytes]:
+    """COCO's text form of lists of run lengths; :func:`read_runs` undoes it."""
+    lengths = np.array([len(c) for c in counts])
+    values = np.concatenate(counts)
+    place = np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    later = np.flatnonzero(place > 2)
+    packed = values.copy()
+    packed[later] -= values[later - 2]
+    # A number takes as many digits of five bits as its sign and value need.
+    digits = np.ones(len(values), dtype=np.int64)
+    for more in range(1, _MAX_DIGITS):
+        bound = 1 << (5 * more - 1)
+        wider = (packed < -bound) | (packed >= bound)
+        if not wider.any():
+            break
+        digits += wider
+    ends = np.cumsum(digits)
+    order = np.arange(int(ends[-1])) - np.repeat(ends - digits, digits)
+    text = (np.repeat(packed, digits) >> (5 * order)) & 0x1F
+    text[order + 1 < np.repeat(digits, digits)] |= 0x20
+    raw = (text + 48).astype(np.uint8).tobytes()
+    stops = ends[np.cumsum(lengths) - 1].tolist()
+    return [raw[a:b] for a, b in pairwise([0, *stops])]
 
 
 def area(rles: Sequence[RLE]) -> npt.NDArray[np.float64]:
@@ -137,6 +233,11 @@ def iou(detections: Sequence[RLE], truths: Sequence[RLE], crowd: Sequence[bool])
         return np.zeros((len(detections), len(truths)))
     table = _coco().iou(list(detections), list(truths), [int(c) for c in crowd])
     return np.asarray(table, dtype=np.float64)
+
+
+def to_json_all(rles: Sequence[RLE]) -> list[dict[str, Any]]:
+    """:func:`to_json` of each code."""
+    return [to_json(code) for code in rles]
 
 
 def to_json(rle: RLE) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from instseg.core.geometry import InputGeometry, Placement
+from instseg.core.geometry import InputGeometry
 from instseg.core.instances import Instances
 from instseg.core.masks import Masks
 from instseg.model.tiles.seams import pieces
@@ -83,8 +83,7 @@ def seen(masks, view, scores=None, labels=None, stride=1):
     shown = [(k, m[top : top + height, left : left + width]) for k, m in enumerate(masks)]
     shown = [(k, m) for k, m in shown if m.any()]
     padded = [-(-side // stride) * stride for side in view.content]
-    placement = Placement((padded[0] // stride, padded[1] // stride), stride, view.content, view.size, view.offset)
-    soft = torch.zeros(0, *placement.grid)
+    soft = torch.zeros(0, padded[0] // stride, padded[1] // stride)
     if shown:
         soft = torch.from_numpy(np.stack([m for _, m in shown])).float()[:, None]
         if view.content != view.size:
@@ -94,7 +93,7 @@ def seen(masks, view, scores=None, labels=None, stride=1):
     score = torch.tensor([0.8 if scores is None else scores[k] for k, _ in shown])
     label = torch.tensor([0 if labels is None else labels[k] for k, _ in shown], dtype=torch.int64)
     order = score.argsort(descending=True, stable=True)
-    return Instances(score[order], label[order], Masks.from_soft(soft[order], placement, view.image_size))
+    return Instances(score[order], label[order], Masks.from_maps(soft[order], view.content, stride).to_image(view))
 
 
 def iou(a, b):
@@ -339,9 +338,7 @@ def test_a_joined_mask_takes_memory_of_its_window_and_not_of_the_image():
     views = [InputGeometry((512, 512), (512, 512), size, (y, x)) for y in (4000, 4448) for x in (4000, 4448)]
     ones = torch.ones(1, 128, 128)
     parts = [
-        Instances(
-            torch.tensor([0.8]), torch.tensor([0]), Masks.from_soft(ones, Placement.of(view, (128, 128), 4), size)
-        )
+        Instances(torch.tensor([0.8]), torch.tensor([0]), Masks.from_maps(ones, view.content, 4).to_image(view))
         for view in views
     ]
     found = merge_tiles(parts, views, 10)

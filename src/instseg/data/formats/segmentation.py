@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from instseg.core import rle as rle_codes
-from instseg.core.rle import RLE
+from instseg.core.rle import RLE, read_runs
 from instseg.data.records import Severity
-from instseg.data.runs import read_runs
 
 # Annotation tools draw up to a pixel over the border.
 _BORDER = 1.0

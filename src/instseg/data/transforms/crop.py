@@ -13,8 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from instseg.core import rle as rle_codes
-from instseg.core.rle import RLE
-from instseg.data.runs import decode_window
+from instseg.core.rle import RLE, decode_part
 
 Box: TypeAlias = tuple[int, int, int, int]
 
@@ -165,7 +164,7 @@ def _cut(code: RLE, box: Box, view: CropTransform, window: npt.NDArray[np.uint8]
     """Write a mask with the tight box ``box`` into the window; gives its tight box in there, None without a pixel."""
     x0, y0 = max(box[0], view.left), max(box[1], view.top)
     x1, y1 = min(box[2], view.left + view.width), min(box[3], view.top + view.height)
-    part = decode_window(code, y0, x0, y1, x1)
+    part = decode_part(code, y0, x0, y1, x1)
     window[y0 - view.top : y1 - view.top, x0 - view.left : x1 - view.left] = part
     if (x0, y0, x1, y1) != box:
         columns, rows = np.flatnonzero(part.any(axis=0)), np.flatnonzero(part.any(axis=1))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from instseg.core import rle as rle_codes
-from instseg.core.geometry import Placement, mask_extents
 from instseg.core.masks import Masks
 from instseg.core.rle import RLE
 from instseg.model.tiles.seams import Evidence, Parts
@@ -27,8 +26,6 @@ EXPLAINS = 0.25
 RAMP = 64  # pixels
 # Rows of a joined mask that are made at a time.
 BAND = 512
-# Soft values below this are not kept around a mask, as in Masks.from_soft.
-FLOOR = 0.01
 
 
 @dataclass(frozen=True)
@@ -186,27 +183,8 @@ def join(masks: Masks, parts: Parts, groups: Sequence[Sequence[int]]) -> Masks:
     A pixel that several tiles see takes the mean of what they say, in which a tile counts the more, the farther the
     pixel lies from its borders. So holes stay, and the outline runs smoothly from one tile into the next.
     """
-    height, width = parts.image_size
-    values: list[Tensor] = []
-    windows: list[Tensor] = []
-    cores: list[Tensor] = []
-    for members in groups:
-        top, left, soft = _blended(masks, parts, members)
-        for kept, foreground in ((windows, soft >= FLOOR), (cores, soft > masks.threshold)):
-            kept.append(mask_extents(foreground[None])[0])
-        x0, y0, x1, y1 = windows[-1].tolist()
-        values.append(soft[y0:y1, x0:x1].reshape(-1))
-        offset = torch.tensor([left, top, left, top])
-        windows[-1], cores[-1] = windows[-1] + offset, cores[-1] + offset
-    return Masks(
-        torch.cat(values),
-        torch.stack(windows),
-        torch.stack(cores),
-        (Placement.identity(height, width),),
-        torch.zeros(len(values), dtype=torch.int64),
-        parts.image_size,
-        masks.threshold,
-    )
+    pieces = [_blended(masks, parts, members) for members in groups]
+    return Masks.from_pieces(pieces, parts.image_size, masks.threshold)
 
 
 def _blended(masks: Masks, parts: Parts, members: Sequence[int]) -> tuple[int, int, Tensor]:

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from instseg.core import rle
 from instseg.core import rle as rle_codes
-from instseg.data import runs
-from instseg.data.runs import decode_window, read_runs
+from instseg.core.rle import decode_part, read_runs
 
 
 def random_mask(seed: int, height: int, width: int) -> np.ndarray:
@@ -32,15 +32,15 @@ def test_a_window_equals_the_cut_out_whole(seed: int, height: int, width: int, d
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     bottom, right = data.draw(st.integers(top + 1, height)), data.draw(st.integers(left + 1, width))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "_SMALL", 0)
-        window = decode_window(rle_codes.encode(mask), top, left, bottom, right)
+        patch.setattr(rle, "_SMALL", 0)
+        window = decode_part(rle_codes.encode(mask), top, left, bottom, right)
     assert np.array_equal(window, mask[top:bottom, left:right])
 
 
 def test_long_runs_of_a_large_image_are_read() -> None:
     code = rle_codes.from_counts([3_000_000, 5, 8_999_995], 3000, 4000)
     assert read_runs(code["counts"]).tolist() == [3_000_000, 5, 8_999_995]
-    window = decode_window(code, 0, 1000, 10, 1001)
+    window = decode_part(code, 0, 1000, 10, 1001)
     assert window[:, 0].tolist() == [1] * 5 + [0] * 5
 
 

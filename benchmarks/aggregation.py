@@ -10,12 +10,15 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from instseg.models.zoo import build_config, build_net
+from instseg.models.base import ImageBatch
+from instseg.models.solo.decode import ImageMasks
+from instseg.models.zoo import build_config, build_net, config_fields
 from instseg.ops.aggregate import aggregate, layer_shapes, split_parameters
 
 CANDIDATES = 100
@@ -37,7 +40,7 @@ def counted(name: str, fields: dict[str, Any]) -> tuple[float, float, float]:
     train with the stem and the first stage frozen."""
     with torch.device("meta"):
         net: Any = build_net(name, build_config(name, {"frozen_stages": 1, **fields})).eval()
-        image = torch.empty(1, 3, 800, 1280)
+        image = ImageBatch(torch.empty(1, 3, 800, 1280), torch.tensor([[800, 1280]], device="cpu"))
     macs = []
     for forward in (net.as_published, net):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -62,7 +65,8 @@ def print_counts() -> None:
     print("\n| mask output convolutions, G | " + " | ".join(f"level {i + 1}" for i in range(5)) + " | all |")
     print("|---|" + "---|" * 6)
     for label, name in {"SOLO": "solo_r101", "-mask": "sodar_r101_mask"}.items():
-        cells = [256 * s * s for s in build_config(name, {}).map_grids]  # type: ignore[attr-defined]
+        fields = config_fields(name)
+        cells = [256 * s * s for s in fields.get("mask_grids") or fields["grids"]]
         areas = [800 // t * (1280 // t) for t in (4, 4, 8, 16, 16)]
         macs = [c * a / 1e9 for c, a in zip(cells, areas, strict=True)]
         print(f"| {label} | " + " | ".join(f"{m:.2f}" for m in macs) + f" | {sum(macs):.1f} |")
@@ -131,7 +135,7 @@ def print_overhead(device: torch.device, rounds: int) -> None:
     sides: dict[str, Callable[[], Any]] = {}
     for name in ("solo_r50", "sodar_r50", "solov2_r50", "sodar_solov2_r50"):
         net: Any = build_net(name, build_config(name, {})).eval().to(device)
-        sides[name] = lambda net=net: net.soft_masks(net(image), 0, cells)
+        sides[name] = lambda net=net: soft_masks(net, image, cells)
     found = in_turn(sides, rounds, device)
     print(
         f"\n| network and the soft masks of {CANDIDATES} candidates, 800 x 1344 | ms | over its host |\n|---|---|---|"
@@ -144,6 +148,11 @@ def print_overhead(device: torch.device, rounds: int) -> None:
             f"| `{name}` | {1000 * statistics.median(found[name]):.0f} "
             f"| {100 * (middle - 1):+.0f} % ({100 * (low - 1):+.0f} to {100 * (high - 1):+.0f}) |"
         )
+
+
+def soft_masks(net: Any, image: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    outputs = net(ImageBatch.of(image))
+    return ImageMasks(0, outputs.size, net.maps, partial(net.mask_probabilities, outputs))(cells)
 
 
 def _levels() -> list[tuple[int, int]]:

@@ -59,7 +59,7 @@ def make(count: int):
         parts_c.append(categories[:, :, first : first + s * s].reshape(1, CLASSES, s, s).clone())
         parts_k.append(kernels[:, :, first : first + s * s].reshape(1, 256, s, s).clone())
         first += s * s
-    return net, SOLOv2Outputs(parts_c, (h, w), parts_k, [feature])
+    return net, SOLOv2Outputs(parts_c, (h, w), torch.tensor([CONTENT]), parts_k, [feature])
 
 
 def ours(net, outputs):
@@ -68,7 +68,7 @@ def ours(net, outputs):
     from instseg.core.geometry import InputGeometry
 
     with torch.inference_mode():
-        found = net.decode(outputs, [InputGeometry(CONTENT, IMAGE, IMAGE)])[0]
+        found = net.decode(outputs)[0].instances.to_image(InputGeometry(CONTENT, IMAGE, IMAGE))
         return found.masks.rle(), found.scores.tolist()
 
 
@@ -84,7 +84,7 @@ def dense(net, outputs):
 
     c = net.config
     with torch.inference_mode():
-        scores = torch.cat([point_nms(p.sigmoid()).flatten(2) for p in outputs.categories], dim=2)[0].T
+        scores = torch.cat([point_nms(p.sigmoid()).flatten(2) for p in outputs.cls_logits], dim=2)[0].T
         kernels = torch.cat([k.flatten(2) for k in outputs.kernels], dim=2)[0].T
         strides = torch.cat([torch.full((s * s,), float(t)) for s, t in zip(c.grids, c.strides, strict=True)])
         cells, labels = (scores > c.candidate_threshold).nonzero(as_tuple=True)

@@ -122,8 +122,11 @@ def semantic_branch(config: SOLOv2Config) -> nn.Sequential | None:
     """The auxiliary branch of SOLOv2+ (table 6a), which only training runs."""
     if not config.semantic_weight:
         return None
-    last = prediction_conv(128, config.num_classes, bias=prior_bias())
-    return nn.Sequential(ConvGNReLU(config.fpn_channels, 128), ConvGNReLU(128, 128), last)
+    return nn.Sequential(
+        ConvGNReLU(config.fpn_channels, 128),
+        ConvGNReLU(128, 128),
+        prediction_conv(128, config.num_classes, bias=prior_bias()),
+    )
 
 
 def cell_maps(c: SOLOv2Config, outputs: SOLOv2Outputs, image: int, level: int, cells: Tensor) -> Tensor:

@@ -138,9 +138,11 @@ def predict_images(
 
 def _predicted(model: Predictor, part: list[tuple[Source, Tensor | DataError]]) -> Iterator[Predicted]:
     """Empties ``part``."""
+    found: Iterator[Instances | DataError] = iter(())
     images = [image for _, image in part if isinstance(image, Tensor)]
-    with evaluating(model):
-        found = iter(_objects(model, images) if images else [])
+    if images:
+        with evaluating(model):
+            found = iter(_objects(model, images))
     del images
     while part:
         source, image = part.pop(0)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -251,12 +252,11 @@ class _Run:
         self.summary = summary
         self.journal = journal
         self.stop = stop
-        self.rule = _rule(model, rows, ())
 
     def predict(self, sources: list[Source], asked: int) -> None:
-        self.rule = _rule(self.model, self.rows, sources)
+        load = partial(_load, rule=_rule(self.model, self.rows, sources), rows=self.rows)
         options = self.options
-        found = predict_images(self.model, sources, batch=options.batch, workers=options.workers, load=self._load)
+        found = predict_images(self.model, sources, batch=options.batch, workers=options.workers, load=load)
         steps = progress_bar(found, "predicting", asked, enabled=options.progress, done=asked - len(sources))
         with closing(found), closing(steps):
             for source, image, result in steps:
@@ -269,9 +269,6 @@ class _Run:
         if options.labels and self.journal.images:
             with atomic(self.summary.folder / "labels" / "README.txt", "w") as file:
                 file.write(LABELS_README.format(score=options.drawn))
-
-    def _load(self, source: Source) -> Tensor:
-        return _load(source, self.rule, self.rows)
 
     def _write(self, source: Source, image: Tensor, found: Instances, sources: list[Source]) -> DataError | None:
         """The files of one image; returns why its results cannot be taken, if so."""
@@ -387,7 +384,7 @@ def _header(model: InstanceModel, options: _Options) -> dict[str, Any]:
 def _digest(model: InstanceModel) -> str:
     """Of weights, configuration, categories, and how images are read."""
     digest = hashlib.blake2b(digest_size=8)
-    for part in (repr(model.config), repr(model.categories), repr(model.image_rule)):
+    for part in (repr(model.config), repr(model.categories), model.extra.get("image_rule")):
         digest.update(str(part).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

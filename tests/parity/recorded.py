@@ -9,7 +9,7 @@ from torch import Tensor
 
 from instseg.core.shapes import Shapes
 from instseg.models.base import Target
-from instseg.weights.names import rename
+from instseg.weights import mmdet
 
 
 def load(path: Path) -> dict:
@@ -34,6 +34,6 @@ def target_of(recorded: dict, count: int | None = None) -> Target:
 
 def rename_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """mmdetection's names of a head of the SOLO family to ours."""
-    renamed = rename({f"mask_head.{name}": value for name, value in state.items()})
-    assert renamed is not None and not renamed.unknown
+    renamed = mmdet.convert({f"mask_head.{name}": value for name, value in state.items()})
+    assert not renamed.unknown
     return {name: value.float() for name, value in renamed.state.items()}

@@ -11,7 +11,7 @@ from instseg.models.base import Step
 from instseg.models.sodar.sodar import SODAR, SODARConfig, SODARSOLOv2, SODARSOLOv2Config
 from instseg.ops.neighbors import Locations, neighbor_cells
 from instseg.ops.point_nms import point_nms
-from instseg.weights.names import rename
+from instseg.weights.published import code_base
 
 from .recorded import load, target_of, unpack_masks
 
@@ -47,8 +47,10 @@ def net(reference):
 def renamed(tensors, reference):
     """The head's names to ours; with all its names, for a part of them says too little of whose they are."""
     named = dict.fromkeys(reference["state_dict"]) | tensors
-    found = rename({f"bbox_head.{name}": value for name, value in named.items()})
-    assert found.code == "AggMask" and not found.unknown
+    theirs = {f"bbox_head.{name}": value for name, value in named.items()}
+    code = code_base(theirs)
+    found = code.convert(theirs)
+    assert code.NAME == "AggMask" and not found.unknown
     return {name: value for name, value in found.state.items() if value is not None}
 
 

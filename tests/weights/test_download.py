@@ -450,7 +450,7 @@ def test_two_processes_fetch_it_once(server: Server, content: bytes, tmp_path: P
     digest = hashlib.sha256(content).hexdigest()[:8]
     environment = {**os.environ, "INSTSEG_MIRROR": server.address}
     # The check that the file is of the model is not this test's: it is told that any tensors will do.
-    code = code.replace("sys.stdin", "catalogue.read_published = lambda *_: None\nsys.stdin")
+    code = code.replace("sys.stdin", "catalogue.open_published = lambda *_: None\nsys.stdin")
     both = [
         subprocess.Popen(
             [sys.executable, "-c", code, digest],

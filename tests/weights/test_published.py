@@ -11,7 +11,7 @@ from instseg.models.zoo import MODELS, build_config, build_net
 from instseg.weights.catalogue import CATALOGUE, cache_folder, obtain
 from instseg.weights.coco_names import coco_categories
 from instseg.weights.published import read_published
-from instseg.weights.source import convert
+from instseg.weights.resolve import convert
 
 BODY = (
     (r"backbone\.body\.(.+)", r"backbone.\1"),

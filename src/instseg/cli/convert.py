@@ -33,7 +33,7 @@ def convert(
     instseg val solov2_r50.safetensors path/to/coco
     ```
     """
-    from instseg.weights.source import convert as write
+    from instseg.weights.resolve import convert as write
 
     checkpoint = write(file, out, model, half)
     typer.echo(

@@ -40,12 +40,15 @@ class InstanceModel(nn.Module):
         extra: what else a checkpoint remembers.
     """
 
-    def __init__(self, name: str, config: ModelConfig, categories: Categories | None = None) -> None:
-        """Raises ConfigError when there are not ``num_classes`` categories; by default they are numbered."""
+    def __init__(
+        self, name: str, config: ModelConfig, categories: Categories | None = None, net: Net[Any] | None = None
+    ) -> None:
+        """Around ``net``, or a new network. Raises ConfigError when there are not ``num_classes`` categories; by
+        default they are numbered."""
         super().__init__()
         self.name = name
         self.config = config
-        self.net: Net[Any] = build_net(name, config)
+        self.net: Net[Any] = build_net(name, config) if net is None else net
         self.has_weights = False
         self.extra: dict[str, Any] = {}
         self._warned = False

@@ -3,35 +3,37 @@
 import os
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from instseg.core.categories import Categories
-from instseg.core.errors import CheckpointError, ConfigError, did_you_mean
+from instseg.core.errors import CheckpointError, ConfigError
 from instseg.data.images.read import ImageRule
 from instseg.model.instance_model import InstanceModel
-from instseg.model.start import check_fit, fill
+from instseg.model.start import fill
 from instseg.models.base import HasBackbone
 from instseg.models.config import ModelConfig
 from instseg.models.zoo import MODELS, build_config, build_net, fields_from
 from instseg.nn.backbone import Backbone, imagenet_reachable, load_backbone_weights
-from instseg.weights.catalogue import CATALOGUE
-from instseg.weights.source import BUNDLED, is_run_folder, read_weights
+from instseg.weights.checkpoint import Checkpoint
+from instseg.weights.fit import filled
+from instseg.weights.resolve import read_weights, resolve
 
 
 def create_model(
     name: str,
     num_classes: int | None = None,
-    weights: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | Checkpoint | None = None,
     backbone_weights: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
     categories: Categories | None = None,
 ) -> InstanceModel:
     """A model of the zoo. See :func:`instseg.create_model`."""
-    checkpoint = read_weights(weights, name) if weights is not None else None
+    checkpoint = weights if isinstance(weights, Checkpoint) else None
+    if weights is not None and not isinstance(weights, Checkpoint):
+        checkpoint = read_weights(weights, name)
     known = fields_from(name, checkpoint.model, checkpoint.config) if checkpoint is not None else {}
     fields = {**known, **(overrides or {})}
     count = num_classes if num_classes is not None else (len(categories) if categories else None)
@@ -53,7 +55,7 @@ def create_model(
         model.extra["backbone_weights"] = load_backbone_weights(backbone, source)
     if checkpoint is not None:
         own = categories.names if categories is not None else None
-        fill(model.net, name, config, own, checkpoint, os.fspath(str(weights)))
+        fill(model.net, name, config, own, checkpoint)
         model.has_weights = True
         if categories is None and len(checkpoint.categories) == config.num_classes:
             model.set_categories(checkpoint.categories)
@@ -80,55 +82,46 @@ def _backbone(net: nn.Module) -> Backbone | None:
     return found if isinstance(found, Backbone) else None
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device | None = None) -> InstanceModel:
-    """A ready model in evaluation mode. Nothing but a published file that is not there yet is fetched.
+def load(text: str | os.PathLike[str], device: str | torch.device | None = None) -> InstanceModel:
+    """A model in evaluation mode. Nothing but a published file that is not there yet is fetched.
 
     Args:
-        path: a file that ``save`` or a training run wrote, a run folder, a published checkpoint of another code base
-            (``.pth``, or a name of the catalogue such as ``"coco"``), or ``"nuclei"``.
+        text: what the command line calls MODEL: a file that ``save`` or a training run wrote, a run folder, a published
+            checkpoint of another code base (``.pth``, or a name of the catalogue such as ``"coco"``), ``"nuclei"``, or
+            a name of the zoo, whose model has random weights and says so in ``has_weights``.
         device: where to put it; None leaves it on the CPU.
 
     Raises:
         CheckpointError: the file is missing, truncated, not ours, or of a model or with a field that this version does
             not know.
+        ConfigError: it is neither a file nor a name.
     """
-    checkpoint, where = read_weights(path), os.fspath(path)
+    checkpoint = resolve(text)
+    model = create_model(os.fspath(text)) if checkpoint is None else _restored(checkpoint)
+    model.eval()
+    return model.to(device) if device is not None else model
+
+
+def _restored(checkpoint: Checkpoint) -> InstanceModel:
+    where = checkpoint.where
     if checkpoint.model not in MODELS:
         raise CheckpointError(
             f'{where} holds a "{checkpoint.model[:80]}", which this version of instseg does not know: update it.'
         )
     try:
         config = build_config(checkpoint.model, checkpoint.config)
-        check_fit(checkpoint, config, where)  # before memory is taken for what the configuration says
-        model = InstanceModel(checkpoint.model, config, checkpoint.categories)
+        net = filled(checkpoint, config)
+        model = InstanceModel(checkpoint.model, config, checkpoint.categories, net)
         ImageRule.from_json(checkpoint.extra.get("image_rule"))
     except (ConfigError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{where} cannot be used: {error}") from None
-    model.net.load_state_dict(checkpoint.state)
     model.has_weights = True
     model.extra = checkpoint.extra
-    model.eval()
+    return model
+
+
+def resolve_model(model: str | os.PathLike[str] | InstanceModel, device: str | None = None) -> InstanceModel:
+    """As :func:`load`, also of a model that is there already."""
+    if not isinstance(model, InstanceModel):
+        return load(model, device)
     return model.to(device) if device is not None else model
-
-
-def resolve_model(text: str | os.PathLike[str] | InstanceModel, device: str | None = None) -> InstanceModel:
-    """What the command line calls MODEL: ``nuclei``, ``coco`` or another published name, a file, a run folder, or a
-    name of the zoo. A folder that holds no run does not stand in the way of a name.
-
-    Raises:
-        CheckpointError: its file cannot be had or read.
-        ConfigError: it is none of them.
-    """
-    if isinstance(text, InstanceModel):
-        return text.to(device) if device is not None else text
-    name, path = os.fspath(text), Path(text)
-    if name in MODELS and not path.is_file() and not is_run_folder(path):
-        model = create_model(name).eval()
-        return model.to(device) if device is not None else model
-    if name in BUNDLED or name in CATALOGUE or path.exists() or path.suffix:
-        return load(path, device)
-    known = did_you_mean(name, [*BUNDLED, *CATALOGUE, *MODELS])
-    raise ConfigError(
-        f'"{name}" is neither a file, a run folder, "nuclei", "coco", a published checkpoint, nor a model of the zoo.'
-        f"{known} `instseg models` lists them."
-    )

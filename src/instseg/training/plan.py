@@ -10,7 +10,7 @@ from instseg.core.folders import free_folder
 from instseg.models.zoo import build_config, config_fields, fields_from
 from instseg.training.checkpoint import State, load_state
 from instseg.training.recipe import Recipe, load_recipe, read_recipe, split_fields
-from instseg.weights.source import read_weights
+from instseg.weights.resolve import read_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

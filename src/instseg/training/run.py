@@ -33,7 +33,7 @@ from instseg.training.plan import Plan, new_folder, new_plan, resumed_folder, re
 from instseg.training.recipe import Recipe, write_recipe
 from instseg.training.sampler import seed_of
 from instseg.weights.catalogue import CATALOGUE
-from instseg.weights.source import BUNDLED
+from instseg.weights.resolve import BUNDLED
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -7,7 +7,7 @@ from pathlib import Path
 from instseg.core.cache import cache_folder
 from instseg.core.errors import CheckpointError
 from instseg.weights.download import Download, FetchError, digest_of, download
-from instseg.weights.published import read_published
+from instseg.weights.published import open_published
 
 __all__ = ["CATALOGUE", "COCO", "PublishedFile", "address_of", "cache_folder", "obtain", "place_of", "published_for"]
 
@@ -230,7 +230,7 @@ def obtain(name: str) -> Path:
         return path
     wanted = Download(address_of(entry), path, name, entry.sha256)
     try:
-        download(wanted, lambda part: read_published(part, entry.model))
+        download(wanted, lambda part: open_published(part, entry.model))
     except FetchError as error:
         raise CheckpointError(
             f"weights {name} cannot be downloaded ({error}): get {entry.file} from {wanted.url} by hand and put it at "

@@ -28,6 +28,7 @@ class Checkpoint:
         categories: names and source ids.
         state: the tensors, by parameter name.
         extra: facts about the training, such as the data, AP or license; JSON values.
+        where: what it was read from, as errors call it; not written.
     """
 
     model: str
@@ -35,6 +36,7 @@ class Checkpoint:
     categories: Categories
     state: dict[str, Tensor]
     extra: dict[str, Any] = field(default_factory=dict)
+    where: str = "the checkpoint"
 
 
 def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, half: bool = False) -> None:
@@ -101,6 +103,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             categories,
             {k: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v for k, v in state.items()},
             extra,
+            str(file),
         )
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError, ConfigError) as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__

@@ -1,17 +1,42 @@
-"""Whatever ``weights=`` or MODEL names, as a checkpoint."""
+"""Whatever ``weights=`` or MODEL names, as a checkpoint that is opened once."""
 
 import os
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from instseg.core.errors import CheckpointError, did_you_mean
+from instseg.core.errors import CheckpointError, ConfigError, did_you_mean
 from instseg.core.files import make_writable
+from instseg.models.zoo import MODELS
 from instseg.weights.catalogue import CATALOGUE, obtain
 from instseg.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from instseg.weights.published import read_published
+from instseg.weights.published import as_ours, open_published
 from instseg.weights.run_folder import STATE, WEIGHTS, read_run_folder
 
 BUNDLED = {"nuclei": "nuclei/nuclei.safetensors"}
+
+
+def resolve(text: str | os.PathLike[str]) -> Checkpoint | None:
+    """What a MODEL text stands for; None for a name of the zoo, which has no weights.
+
+    Args:
+        text: ``nuclei``, ``coco`` or another published name, a file, a run folder, or a name of the zoo. A folder that
+            holds no run does not stand in the way of a name.
+
+    Raises:
+        CheckpointError: its file cannot be had or read.
+        ConfigError: it is none of them.
+    """
+    name, path = os.fspath(text), Path(text)
+    if name in MODELS and not path.is_file() and not is_run_folder(path):
+        return None
+    if name in BUNDLED or name in CATALOGUE or path.exists() or path.suffix:
+        return read_weights(text)
+    known = did_you_mean(name, [*BUNDLED, *CATALOGUE, *MODELS])
+    raise ConfigError(
+        f'"{name}" is neither a file, a run folder, "nuclei", "coco", a published checkpoint, nor a model of the zoo.'
+        f"{known} `instseg models` lists them."
+    )
 
 
 def read_weights(weights: str | os.PathLike[str], model: str | None = None) -> Checkpoint:
@@ -25,7 +50,10 @@ def read_weights(weights: str | os.PathLike[str], model: str | None = None) -> C
     Raises:
         CheckpointError: there is none, or it cannot be read, or does not fit.
     """
-    text = os.fspath(weights)
+    return replace(_read(os.fspath(weights), model), where=os.fspath(weights))
+
+
+def _read(text: str, model: str | None) -> Checkpoint:
     path = Path(text)
     if text in BUNDLED:
         with as_file(files("instseg") / "assets" / BUNDLED[text]) as bundled:
@@ -35,7 +63,7 @@ def read_weights(weights: str | os.PathLike[str], model: str | None = None) -> C
     if is_run_folder(path):
         return read_run_folder(path)
     if text in CATALOGUE:
-        return read_published(obtain(text), model or CATALOGUE[text].model)
+        return open_published(obtain(text), model or CATALOGUE[text].model)
     if path.is_dir():
         raise CheckpointError(
             f"{path} holds none of {', '.join((*WEIGHTS, STATE))}: give the folder of a training run, or a file."
@@ -59,7 +87,7 @@ def _read_file(path: Path, model: str | None) -> Checkpoint:
     if path.name in (STATE, f"{STATE}.prev"):
         raise CheckpointError(f"{path} is the state of a training run: give its folder, {path.parent}.")
     ours = start[8:9] == b"{" or path.suffix.lower() == ".safetensors"
-    return read_published(path, model) if start[:2] == b"PK" or not ours else read_checkpoint(path)
+    return open_published(path, model) if start[:2] == b"PK" or not ours else read_checkpoint(path)
 
 
 def convert(
@@ -80,6 +108,8 @@ def convert(
         raise CheckpointError(f"{target} is a folder: give the name of the .safetensors file to write.")
     make_writable(target.parent, CheckpointError)
     checkpoint = read_weights(weights, model)
+    if checkpoint.model in MODELS:
+        checkpoint = as_ours(checkpoint)
     if model is not None and checkpoint.model != model:
         raise CheckpointError(f"{os.fspath(weights)} is a checkpoint of {checkpoint.model}, not {model}.")
     write_checkpoint(target, checkpoint, half)

@@ -14,7 +14,7 @@ from instseg.cli import main
 from instseg.core.errors import CheckpointError, ConfigError
 from instseg.model.load import resolve_model
 from instseg.weights.catalogue import CATALOGUE
-from instseg.weights.source import convert, read_weights
+from instseg.weights.resolve import convert, read_weights
 
 from .test_published import foreign, write
 
@@ -211,7 +211,7 @@ def test_a_file_is_read_by_what_it_holds_whatever_it_is_called(small, tmp_path):
 def test_names_of_the_catalogue_come_after_files_and_before_other_folders(small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = []
-    monkeypatch.setattr("instseg.weights.source.obtain", lambda name: asked.append(name) or tmp_path / "f.pth")
+    monkeypatch.setattr("instseg.weights.resolve.obtain", lambda name: asked.append(name) or tmp_path / "f.pth")
     write(tmp_path / "f.pth", foreign(CATALOGUE["solo_r50_1x"].model, "SOLO"))
     (tmp_path / "solo_r50_1x").mkdir()  # holds pictures, say
     assert read_weights("solo_r50_1x").model == "solo_r50" and asked == ["solo_r50_1x"]
@@ -231,7 +231,7 @@ def test_a_folder_and_a_state_are_told_what_they_are(tmp_path):
 
 
 def test_convert_looks_at_its_out_before_it_downloads(tmp_path, monkeypatch):
-    monkeypatch.setattr("instseg.weights.source.obtain", lambda name: pytest.fail("downloaded"))
+    monkeypatch.setattr("instseg.weights.resolve.obtain", lambda name: pytest.fail("downloaded"))
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="is a file, not a folder"):
         convert("coco", tmp_path / "file" / "a.safetensors")

@@ -127,3 +127,47 @@ def test_save_writes_what_the_name_says(prediction: Prediction, tmp_path: Path) 
 def test_save_refuses_other_suffixes(prediction: Prediction, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot save"):
         prediction.save(tmp_path / "a.xlsx")
+
+
+@pytest.fixture
+def boxed() -> Prediction:
+    """What a detector of boxes finds."""
+    boxes = torch.tensor([[2.0, 3.5, 20, 23.5], [15, 5, 39, 29]])
+    found = Instances(torch.tensor([0.9, 0.6]), torch.tensor([1, 0]), boxes=boxes, image_size=(30, 40))
+    return Prediction(found, Categories(("cat", "dog"), (17, 3)))
+
+
+def test_a_detector_of_boxes_has_no_masks(boxed: Prediction) -> None:
+    assert boxed.masks is None and boxed.image_size == (30, 40) and len(boxed) == 2
+    assert boxed[1].boxes.tolist() == [[15, 5, 39, 29]]
+    assert repr(boxed) == "Prediction(2 boxes, 30x40 pixels)"
+    with pytest.raises(DataError, match="no masks"):
+        boxed.to_labels()
+
+
+def test_boxes_go_into_coco_results_and_geojson(boxed: Prediction) -> None:
+    rows = json.loads(json.dumps(boxed.to_coco(image_id=7)))
+    assert rows[0] == {"image_id": 7, "category_id": 3, "score": pytest.approx(0.9), "bbox": [2, 3.5, 18, 20]}
+    assert "segmentation" not in rows[1]
+    feature = json.loads(json.dumps(boxed.to_geojson()))["features"][0]
+    assert feature["properties"]["area"] == 360 and feature["geometry"]["type"] == "MultiPolygon"
+    ((ring,),) = feature["geometry"]["coordinates"]
+    assert ring[0] == ring[-1] and shoelace(ring) == 360
+    assert {tuple(point) for point in ring} == {(2, 3.5), (20, 3.5), (20, 23.5), (2, 23.5)}
+
+
+def test_boxes_go_into_supervision_without_masks(boxed: Prediction, monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = ModuleType("supervision")
+    module.Detections = lambda **fields: SimpleNamespace(**fields)
+    monkeypatch.setitem(sys.modules, "supervision", module)
+    detections = boxed.to_supervision()
+    assert detections.mask is None and detections.xyxy.tolist() == boxed.boxes.tolist()
+
+
+def test_boxes_are_drawn_and_saved(boxed: Prediction, tmp_path: Path) -> None:
+    assert np.asarray(boxed.plot()).std() > 0
+    for name in ("a.json", "a.geojson", "a.png"):
+        boxed.save(tmp_path / name)
+    first, second = json.loads((tmp_path / "a.json").read_text())["annotations"]
+    assert first["bbox"] == [2, 3.5, 18, 20] and first["area"] == 360 and second["area"] == 576
+    assert "segmentation" not in first

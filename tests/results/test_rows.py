@@ -21,7 +21,7 @@ from instseg.core.instances import Instances
 from instseg.core.masks import Masks
 from instseg.predict import journal as journals
 from instseg.predict.journal import JOURNAL, Journal, unfinished
-from instseg.results.rows import CocoRows, ResultRows
+from instseg.results.rows import CocoRows, ResultRows, box_rows, coco_rows
 from instseg.results.writers import category_rows
 
 
@@ -326,3 +326,17 @@ def test_whole_numbers_are_read_however_they_are_written(tmp_path: Path, categor
 def test_a_file_name_that_is_not_a_text_is_one_line(tmp_path: Path, categories: Categories) -> None:
     with pytest.raises(DataError, match=r"image 1 has the file_name 3, not a text"):
         ResultRows(categories, annotations(tmp_path, images=[{"id": 1, "file_name": 3}]), 0.05)
+
+
+def test_rows_of_masks_carry_no_box_though_boxes_were_predicted_and_the_data_set_has_both(
+    categories: Categories,
+) -> None:
+    plain = found()
+    boxes = plain.boxes + 0.25
+    both = Instances(plain.scores, plain.labels, plain.masks, boxes=boxes)
+    assert all(set(row) == {"image_id", "category_id", "score", "segmentation"} for row in coco_rows(both, (17, 3), 1))
+    assert coco_rows(both, categories.ids, 1) == coco_rows(plain, categories.ids, 1)
+    _, rows = CocoRows(categories, 0.0).rows(both, "a.png", None, 0, 0)
+    x0, y0, x1, y1 = boxes[0].tolist()
+    assert rows[0]["bbox"] == [x0, y0, x1 - x0, y1 - y0] and "segmentation" in rows[0]
+    assert box_rows(both, categories.ids, 1)[0]["bbox"] == rows[0]["bbox"]

@@ -109,3 +109,16 @@ def test_colors_follow_classes_or_objects(by: Any, same: bool) -> None:
     found = objects((10, 20, 40, 80), (50, 20, 80, 80), labels=[1, 1])
     out = draw_instances(gray(), found, ["cell", "bubble"], color_by=by, text=False)
     assert np.array_equal(out[50, 25], out[50, 65]) == same
+
+
+def test_boxes_are_drawn_as_lines_where_there_are_no_masks():
+    boxes = torch.tensor([[10.0, 20, 60, 80], [-5, 100, 500, 300], [100, 10, 100, 10]])
+    found = Instances(torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 0, 0]), boxes=boxes, image_size=(120, 160))
+    out = draw_instances(gray(), found, ["cell"], text=False)
+    changed = (out != gray()).any(axis=2)
+    assert (
+        changed[20, 10:60].all() and changed[79, 10:60].all() and changed[20:80, 10].all() and changed[20:80, 59].all()
+    )
+    assert not changed[22:78, 12:58].any() and changed[100, :].all()
+    named = draw_instances(gray(), found, ["cell"])
+    assert (named != out).any() and draw_instances(gray(), found, ["cell"], zoom=2).shape == (240, 320, 3)

@@ -15,6 +15,7 @@ from instseg.core.categories import Categories
 from instseg.core.errors import ConfigError, DataError
 from instseg.core.instances import Instances
 from instseg.core.masks import Masks
+from instseg.core.render import Polygon
 from instseg.results.rows import coco_rows
 
 if TYPE_CHECKING:
@@ -54,12 +55,12 @@ class Prediction:
 
     @property
     def boxes(self) -> Tensor:
-        """(M, 4) float32 xyxy in pixels of the image as given: the tight extent of each mask."""
+        """(M, 4) float32 xyxy in pixels of the image as given: as predicted, or the tight extent of each mask."""
         return self.instances.boxes
 
     @property
-    def masks(self) -> Masks:
-        """The soft masks, rendered on demand."""
+    def masks(self) -> Masks | None:
+        """The soft masks, rendered on demand; None from a detector of boxes."""
         return self.instances.masks
 
     @property
@@ -91,38 +92,44 @@ class Prediction:
     def __repr__(self) -> str:
         height, width = self.image_size
         where = f" in {self.path}" if self.path else ""
-        return f"Prediction({len(self)} objects{where}, {height}x{width} pixels)"
+        kind = "boxes" if self.masks is None else "objects"
+        return f"Prediction({len(self)} {kind}{where}, {height}x{width} pixels)"
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """COCO results under the data set's own category ids, ready for JSON (RLE counts as text)."""
-        rows = coco_rows(self.instances, self.category_ids, image_id)
-        return [{**row, "segmentation": rle.to_json(row["segmentation"])} for row in rows]
+        """COCO results under the data set's own category ids, ready for JSON (RLE counts as text): masks without
+        `bbox`, or boxes where there are no masks."""
+        return coco_rows(self.instances, self.category_ids, image_id, text=True)
 
     def to_geojson(self) -> dict[str, Any]:
         """A GeoJSON FeatureCollection in pixel coordinates, x to the right and y down.
 
-        Every object is a feature with a MultiPolygon: all its parts with their holes. Its properties are
-        `category`, `category_id`, `score` and `area` (pixels). Rings are closed; outer rings turn one way and
-        holes the other, as RFC 7946 asks for (counter-clockwise outside, in a system whose y goes up).
+        Every object is a feature with a MultiPolygon: all its parts with their holes, or its box where there are no
+        masks. Its properties are `category`, `category_id`, `score` and `area` (pixels). Rings are closed; outer rings
+        turn one way and holes the other, as RFC 7946 asks for (counter-clockwise outside, in a system whose y goes up).
         """
         features = []
-        areas = self.masks.areas().tolist()
-        per_mask = zip(self.scores.tolist(), self.labels.tolist(), areas, self.masks.polygons(), strict=True)
-        for score, label, area, parts in per_mask:
+        names, ids = self._categories.names, self._categories.ids
+        for score, label, (area, parts) in zip(
+            self.scores.tolist(), self.labels.tolist(), self._outlines(), strict=True
+        ):
             coordinates = [[_ring(points, outer=number == 0) for number, points in enumerate(part)] for part in parts]
-            properties = {
-                "category": self.categories[label],
-                "category_id": self.category_ids[label],
-                "score": score,
-                "area": area,
-            }
+            properties = {"category": names[label], "category_id": ids[label], "score": score, "area": area}
             geometry = {"type": "MultiPolygon", "coordinates": coordinates}
             features.append({"type": "Feature", "geometry": geometry, "properties": properties})
         return {"type": "FeatureCollection", "features": features}
 
+    def _outlines(self) -> list[tuple[float, list[Polygon]]]:
+        """The area and the parts of each object."""
+        if self.masks is not None:
+            return list(zip(self.masks.areas().tolist(), self.masks.polygons(), strict=True))
+        boxes = self.boxes.double().cpu().numpy()
+        corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3, 0, 1]].reshape(-1, 5, 2)
+        areas: list[float] = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1).tolist()
+        return [(area, [[ring]]) for area, ring in zip(areas, corners, strict=True)]
+
     def to_supervision(self) -> Any:
         """A `supervision.Detections` with boxes, masks, confidences, class ids (labels) and names in
-        `data["class_name"]`. Its masks are dense: M x H x W bytes.
+        `data["class_name"]`. Its masks are dense, M x H x W bytes, or None from a detector of boxes.
 
         Raises ConfigError when supervision is not installed.
         """
@@ -134,7 +141,7 @@ class Prediction:
             ) from None
         return supervision.Detections(
             xyxy=self.boxes.cpu().numpy().astype(np.float32).reshape(-1, 4),
-            mask=self.masks.bool().numpy(),
+            mask=None if self.masks is None else self.masks.bool().numpy(),
             confidence=self.scores.cpu().numpy(),
             class_id=self.labels.cpu().numpy().astype(int),
             data={"class_name": np.array(self.names, dtype=np.str_)},
@@ -145,12 +152,12 @@ class Prediction:
         that `prediction[k - 1]` is it). Where masks overlap the better score wins. Only objects with at least
         `score` are drawn.
 
-        Raises DataError above 65,535 objects, which uint16 cannot number.
+        Raises DataError where there are no masks, and above 65,535 objects, which uint16 cannot number.
         """
         return label_image(self.instances, score)
 
     def plot(self, image: Any = None, score: float = 0.25) -> Image.Image:
-        """The image with masks, outlines and names drawn in, for the objects with at least `score`.
+        """The image with masks (or boxes), outlines and names drawn in, for the objects with at least `score`.
 
         image: a path, PIL image, (H, W, 3) uint8 array or (3, H, W) tensor of the size that was predicted on;
             None opens the prediction's own `path`, or draws on gray where there is none.
@@ -210,11 +217,13 @@ def label_image(instances: Instances, score: float = 0.25) -> npt.NDArray[np.uin
     kept = instances[instances.scores >= score]
     if len(kept) > np.iinfo(np.uint16).max:
         raise DataError(f"{len(kept)} objects do not fit a 16-bit label image: raise the score")
+    if kept.masks is None:
+        raise DataError("A detector of boxes has no masks to make a label image of; save as .json or a picture.")
     out = np.zeros(kept.image_size, dtype=np.uint16)
-    for index, code in enumerate(kept.masks.rle()):
-        top, left, window = rle.decode_window(code)
-        part = out[top : top + window.shape[0], left : left + window.shape[1]]
-        part[window & (part == 0)] = index + 1
+    for first, windows in rle.decode_all(kept.masks.rle()):
+        for index, (top, left, window) in enumerate(windows, first):
+            part = out[top : top + window.shape[0], left : left + window.shape[1]]
+            part[window & (part == 0)] = index + 1
     return out
 
 

@@ -23,17 +23,38 @@ _HEADERS = 300  # images whose headers show whether a data set was annotated on 
 Rows = list[dict[str, Any]]
 
 
-def coco_rows(instances: Instances, category_ids: Sequence[int], image_id: int) -> list[dict[str, Any]]:
-    """The objects of one image as COCO results: `image_id`, `category_id`, `score`, `segmentation` (RLE,
-    counts as bytes), best first. There is no `bbox`: with one, COCO evaluators would split sizes by the box.
-    A mask without a single pixel is left out.
+def coco_rows(
+    instances: Instances, category_ids: Sequence[int], image_id: int, *, text: bool = False
+) -> list[dict[str, Any]]:
+    """The objects of one image as COCO results: `image_id`, `category_id`, `score`, `segmentation` (RLE), best first.
+
+    There is no `bbox`: with one, COCO evaluators would split sizes by the box. A mask without a single pixel is left
+    out. Where there are no masks, the rows are those of :func:`box_rows`.
+
+    Args:
+        instances: the objects.
+        category_ids: by label.
+        image_id: of the image.
+        text: RLE counts are text, as JSON needs them, instead of bytes.
     """
+    if instances.masks is None:
+        return box_rows(instances, category_ids, image_id)
     scores, labels = instances.scores.tolist(), instances.labels.tolist()
     codes = instances.masks.rle()
+    areas, shown = rle.area(codes).tolist(), rle.to_json_all(codes) if text else codes
     return [
         {"image_id": image_id, "category_id": category_ids[label], "score": score, "segmentation": code}
-        for score, label, code, area in zip(scores, labels, codes, rle.area(codes).tolist(), strict=True)
+        for score, label, code, area in zip(scores, labels, shown, areas, strict=True)
         if area > 0
+    ]
+
+
+def box_rows(instances: Instances, category_ids: Sequence[int], image_id: int) -> list[dict[str, Any]]:
+    """The boxes of one image as COCO results: `image_id`, `category_id`, `score`, `bbox` (xywh), best first."""
+    scores, labels = instances.scores.tolist(), instances.labels.tolist()
+    return [
+        {"image_id": image_id, "category_id": category_ids[label], "score": score, "bbox": [x0, y0, x1 - x0, y1 - y0]}
+        for score, label, (x0, y0, x1, y1) in zip(scores, labels, instances.boxes.tolist(), strict=True)
     ]
 
 
@@ -60,11 +81,12 @@ class CocoRows:
 
     An image has ``id`` (from 1 in the order of arrival), ``file_name``, ``width``, ``height``; an annotation the
     category ids of the data that the model was trained on, ``score``, RLE ``segmentation``, ``area``, ``bbox`` (xywh),
-    ``iscrowd`` 0, and ``instance``, the value that the object's pixels have in the label image.
+    ``iscrowd`` 0, and ``instance``, the value that the object's pixels have in the label image. Without masks there
+    is no ``segmentation``, and the area is that of the box.
 
     Args:
         categories: of the model.
-        score: masks below it are left out.
+        score: objects below it are left out.
     """
 
     def __init__(self, categories: Categories, score: float) -> None:
@@ -77,23 +99,29 @@ class CocoRows:
         return image, list(self._rows(found, images + 1, annotations))
 
     def _rows(self, found: Instances, image: int, annotations: int) -> Iterator[dict[str, Any]]:
-        found.masks.rle()  # rendered here once: whatever is chosen from these instances later shares the codes
+        if found.masks is not None:
+            found.masks.rle()  # rendered here once: whatever is chosen from these instances later shares the codes
         kept = found[found.scores >= self.score]
-        codes = kept.masks.rle()
-        boxes, areas = rle.boxes(codes).tolist(), rle.area(codes).tolist()
-        scores, labels = kept.scores.tolist(), kept.labels.tolist()
-        for number, (code, area) in enumerate(zip(codes, areas, strict=True)):
+        ids, scores, labels = self.categories.ids, kept.scores.tolist(), kept.labels.tolist()
+        boxes = kept.boxes.tolist()
+        if kept.masks is None:
+            shapes: list[dict[str, Any]] = [{}] * len(kept)
+            areas: list[float] = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes]
+        else:
+            codes = kept.masks.rle()
+            shapes = [{"segmentation": code} for code in rle.to_json_all(codes)]
+            areas = [int(area) for area in rle.area(codes).tolist()]
+        for number, (shape, area, (x0, y0, x1, y1)) in enumerate(zip(shapes, areas, boxes, strict=True)):
             if area <= 0:
                 continue
             annotations += 1
-            x0, y0, x1, y1 = boxes[number]
             yield {
                 "id": annotations,
                 "image_id": image,
-                "category_id": self.categories.ids[labels[number]],
+                "category_id": ids[labels[number]],
                 "score": scores[number],
-                "segmentation": rle.to_json(code),
-                "area": int(area),
+                **shape,
+                "area": area,
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "iscrowd": 0,
                 "instance": number + 1,
@@ -101,13 +129,13 @@ class CocoRows:
 
 
 class ResultRows:
-    """For an annotation file: rows of a plain COCO results list under that file's image and category ids, without
-    ``bbox``, ready for pycocotools' ``loadRes``.
+    """For an annotation file: rows of a plain COCO results list under that file's image and category ids, ready for
+    pycocotools' ``loadRes``; masks without ``bbox``, boxes where there are no masks.
 
     Args:
         categories: of the model.
         annotations: a COCO JSON.
-        score: masks below it are left out.
+        score: objects below it are left out.
 
     Raises:
         DataError: the file is not COCO, or has no class in common with the model.
@@ -156,12 +184,12 @@ class ResultRows:
                 f"{file_name}: image of {width} x {height} pixels, {self.known.name} says {image['width']} x "
                 f"{image['height']}: it is not the image that was annotated."
             )
-        found.masks.rle()  # rendered here once: whatever is chosen from these instances later shares the codes
+        if found.masks is not None:
+            found.masks.rle()  # rendered here once: whatever is chosen from these instances later shares the codes
         kept = found[found.scores >= self.score]
         kept = kept[torch.tensor([self._ids[label] is not None for label in kept.labels.tolist()], dtype=torch.bool)]
-        rows = coco_rows(kept, [-1 if i is None else i for i in self._ids], int(image["id"]))
-        record = {"id": int(image["id"]), "file_name": name}
-        return record, [{**row, "segmentation": rle.to_json(row["segmentation"])} for row in rows]
+        rows = coco_rows(kept, [-1 if i is None else i for i in self._ids], int(image["id"]), text=True)
+        return {"id": int(image["id"]), "file_name": name}, rows
 
 
 def read_index(path: Path) -> tuple[list[dict[str, Any]], Categories]:

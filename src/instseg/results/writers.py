@@ -80,8 +80,12 @@ def write_json(path: Path, content: object, indent: int | None = None) -> None:
 
 def write_results(path: Path, results: Iterable[Mapping[str, Any]]) -> None:
     """A plain COCO results list, as pycocotools' `loadRes` reads it. RLE counts may be bytes."""
+    rows = [dict(row) for row in results]
+    masked = [row for row in rows if "segmentation" in row]
+    for row, code in zip(masked, rle.to_json_all([row["segmentation"] for row in masked]), strict=True):
+        row["segmentation"] = code
     with atomic(path, "w") as file:
-        _write_list(file, ({**row, "segmentation": rle.to_json(dict(row["segmentation"]))} for row in results))
+        _write_list(file, rows)
 
 
 def _write_list(file: IO[str], rows: Iterable[object]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -57,13 +59,12 @@ def instance_colors(boxes: npt.NDArray[np.float64]) -> UInt8Array:
     return PALETTE[chosen] if count else np.zeros((0, 3), dtype=np.uint8)
 
 
-def darker(color: UInt8Array, factor: float) -> tuple[int, int, int]:
-    """An RGB color times `factor`."""
-    red, green, blue = (int(v * factor) for v in color.tolist())
-    return red, green, blue
+def darker(colors: UInt8Array, factor: float) -> list[tuple[int, int, int]]:
+    """RGB colors (N, 3) times `factor`."""
+    return [(int(red * factor), int(green * factor), int(blue * factor)) for red, green, blue in colors.tolist()]
 
 
-def ink_on(color: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Black or white, whichever reads better on the color (luma of ITU-R BT.601)."""
-    luma = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
-    return (20, 20, 20) if luma > 150 else (255, 255, 255)
+def inks_on(colors: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Black or white, whichever reads better on each color (luma of ITU-R BT.601)."""
+    lumas = [0.299 * red + 0.587 * green + 0.114 * blue for red, green, blue in colors]
+    return [(20, 20, 20) if luma > 150 else (255, 255, 255) for luma in lumas]

@@ -1,4 +1,4 @@
-"""Masks drawn into images. Only the window of each mask is touched, so time follows the objects and not the image."""
+"""Masks and boxes drawn into images. Only the window of each is touched: time follows the objects, not the image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from instseg.core import rle
 from instseg.core.instances import Instances
-from instseg.vis.colors import UInt8Array, class_colors, darker, ink_on, instance_colors
+from instseg.vis.colors import UInt8Array, class_colors, darker, inks_on, instance_colors
 
 ColorBy = Literal["auto", "instance", "class"]
 FloatArray = npt.NDArray[np.float64]
@@ -34,7 +34,7 @@ def draw_instances(
     text: bool = True,
     zoom: int = 1,
 ) -> UInt8Array:
-    """A copy of the image with masks, outlines and names of the objects.
+    """A copy of the image with masks, outlines and names of the objects; with boxes where there are no masks.
 
     image: (H, W, 3) uint8 RGB. names: of the labels. score: objects below it are not drawn.
     color_by: "instance" gives neighbors different colors, "class" every class its own; "auto" is "class" where
@@ -48,7 +48,8 @@ def draw_instances(
     kept = instances[instances.scores >= score]
     labels = kept.labels.tolist()
     texts = [f"{names[label]}  {value:.2f}" for label, value in zip(labels, kept.scores.tolist(), strict=True)]
-    return _draw(image, kept.masks.rle(), labels, texts if text else None, color_by, zoom)
+    shapes = kept.boxes.double().cpu().numpy() if kept.masks is None else kept.masks.rle()
+    return _draw(image, shapes, labels, texts if text else None, color_by, zoom)
 
 
 def draw_codes(
@@ -68,14 +69,15 @@ def draw_codes(
 
 def _draw(
     image: UInt8Array,
-    codes: Sequence[rle.RLE],
+    shapes: Sequence[rle.RLE] | FloatArray,
     labels: Sequence[int],
     texts: Sequence[str] | None,
     color_by: ColorBy,
     zoom: int,
 ) -> UInt8Array:
-    boxes = rle.boxes(codes)
-    texts = [""] * len(codes) if texts is None else texts
+    """``shapes``: the codes of masks, or boxes (N, 4) xyxy."""
+    boxes = shapes if isinstance(shapes, np.ndarray) else rle.boxes(shapes)
+    texts = [""] * len(boxes) if texts is None else texts
     named = _carries_name(boxes, image.shape[:2], zoom) & np.array([bool(t) for t in texts], dtype=bool)
     if color_by == "auto":
         several = len(set(labels)) > 1
@@ -85,12 +87,17 @@ def _draw(
     out = _enlarge(image, zoom)
     line = max(zoom, round(min(out.shape[:2]) / 500))
     peaks = boxes[:, 0].copy()  # (N,) the column of each object's uppermost pixels, where its name belongs
-    for index in np.argsort(-rle.area(codes), kind="stable"):  # small objects over large ones
-        top, left, window = rle.decode_window(codes[index])
-        if window.size:
-            inside = _smooth(window, zoom) if zoom > 1 else window.astype(np.float32)
-            _paint(out, top * zoom, left * zoom, inside, colors[index], line)
-            peaks[index] = left + np.flatnonzero(window[0]).mean()
+    if isinstance(shapes, np.ndarray):
+        for index in np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable"):
+            _outline(out, boxes[index] * zoom, colors[index], line)
+    else:
+        order = np.argsort(-rle.area(shapes), kind="stable")  # small objects over large ones
+        for first, windows in rle.decode_all([shapes[i] for i in order]):
+            for index, (top, left, window) in zip(order[first:].tolist(), windows, strict=False):
+                if window.size:
+                    inside = _smooth(window, zoom) if zoom > 1 else window.astype(np.float32)
+                    _paint(out, top * zoom, left * zoom, inside, colors[index], line)
+                    peaks[index] = left + np.flatnonzero(window[0]).mean()
     if named.any():
         shown: list[int] = np.flatnonzero(named).tolist()
         chosen = [texts[i] for i in shown]
@@ -127,6 +134,19 @@ def _paint(out: UInt8Array, top: int, left: int, inside: Float32Array, color: UI
     pixels = part[rows, columns].astype(np.float32)
     pixels += (color.astype(np.float32) - pixels) * share[rows, columns, None]
     part[rows, columns] = np.rint(pixels).astype(np.uint8)
+
+
+def _outline(out: UInt8Array, box: FloatArray, color: UInt8Array, line: int) -> None:
+    """Blends the four sides of a box, ``line`` pixels wide, into the picture."""
+    x0, y0, x1, y1 = np.rint(box).astype(int).tolist()
+    window = np.zeros((max(y1 - y0, line), max(x1 - x0, line)), dtype=bool)
+    window[:line], window[-line:], window[:, :line], window[:, -line:] = True, True, True, True
+    window = window[max(-y0, 0) : max(out.shape[0] - y0, 0), max(-x0, 0) : max(out.shape[1] - x0, 0)]
+    rows, columns = np.nonzero(window)
+    rows, columns = rows + max(y0, 0), columns + max(x0, 0)
+    pixels = out[rows, columns].astype(np.float32)
+    pixels += (color.astype(np.float32) - pixels) * LINE
+    out[rows, columns] = np.rint(pixels).astype(np.uint8)
 
 
 def _eroded(inside: Float32Array, steps: int) -> Float32Array:
@@ -171,16 +191,16 @@ def _write_names(
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=_font_size(out.shape[:2]))
     taken: list[Place] = []
-    for box, peak, color, text in zip(boxes, peaks, colors, texts, strict=True):
+    grounds = darker(colors, 0.8)
+    for box, peak, ground, ink, text in zip(boxes, peaks, grounds, inks_on(grounds), texts, strict=True):
         x0, y0, x1, y1 = draw.textbbox((0, 0), text, font=font)
         pad = (y1 - y0) * 0.35
         place = _free_place(box, float(peak), (x1 - x0 + 2 * pad, y1 - y0 + 2 * pad), picture.size, taken)
         if place is not None:
             taken.append(place)
-            ground = darker(color, 0.8)
             draw.rounded_rectangle(place, radius=(place[3] - place[1]) * 0.25, fill=ground)
             middle = ((place[0] + place[2]) / 2, (place[1] + place[3]) / 2)
-            draw.text(middle, text, font=font, fill=ink_on(ground), anchor="mm")
+            draw.text(middle, text, font=font, fill=ink, anchor="mm")
     return np.asarray(picture)
 
 

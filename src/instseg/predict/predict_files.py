@@ -275,7 +275,7 @@ class _Run:
         journal, options, found = self.journal, self.options, found.to("cpu")
         try:
             record, rows = self.rows.rows(found, source.name, source.path, journal.images, journal.annotations)
-            labels = label_image(found, options.drawn) if options.labels else None
+            labels = label_image(found, options.drawn) if options.labels and found.masks is not None else None
         except DataError as error:
             return error
         if not journal.images:
@@ -384,7 +384,7 @@ def _header(model: InstanceModel, options: _Options) -> dict[str, Any]:
 def _digest(model: InstanceModel) -> str:
     """Of weights, configuration, categories, and how images are read."""
     digest = hashlib.blake2b(digest_size=8)
-    for part in (repr(model.config), repr(model.categories), model.extra.get("image_rule")):
+    for part in (repr(model.config), repr(model.categories), repr(model.image_rule)):
         digest.update(str(part).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

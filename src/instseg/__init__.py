@@ -9,7 +9,7 @@
 from instseg._version import __version__
 
 _LAZY = {
-    "list_models": "instseg.models",
+    "list_models": "instseg.models.zoo",
     "create_model": "instseg.api",
     "train": "instseg.api",
     "evaluate": "instseg.api",

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torchvision.ops import sigmoid_focal_loss
 
 
 def category_focal_loss(
@@ -19,6 +18,8 @@ def category_focal_loss(
     Returns:
         a float32 scalar.
     """
+    from torchvision.ops import sigmoid_focal_loss  # takes seconds to import
+
     targets = torch.zeros(logits.shape[0], logits.shape[1] + 1, device=logits.device)
     targets.scatter_(1, labels[:, None], 1.0)
     loss: Tensor = sigmoid_focal_loss(logits.float(), targets[:, :-1], alpha=alpha, gamma=gamma, reduction="sum")

@@ -2,7 +2,6 @@
 
 import torch
 import torch.nn.functional as F
-import torchvision.ops
 from torch import Tensor
 
 
@@ -23,6 +22,8 @@ def deform_conv2d(
         a matrix product, which on a CPU take half its time forward and a sixth backward, and can be exported.
     """
     if x.device.type == "cuda":
+        import torchvision.ops  # takes seconds
+
         y: Tensor = torchvision.ops.deform_conv2d(x, offsets, weight, None, stride, padding, 1, modulation)
         return y
     b, c, h, w = x.shape

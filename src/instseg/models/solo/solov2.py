@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
-from torchvision.ops import sigmoid_focal_loss
 
 from instseg.models.base import ClassLayout, LossTerms, Step, Target
 from instseg.models.config import Depth, Positive
@@ -242,6 +241,8 @@ def class_layers(semantic: nn.Module | None) -> dict[str, ClassLayout]:
 def semantic_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Focal loss (alpha 0.25, gamma 2) of (B, C, h, w) logits, divided by the number of object pixels; ``labels``
     (B, h, w) is C on the ground."""
+    from torchvision.ops import sigmoid_focal_loss  # takes seconds to import
+
     targets = F.one_hot(labels, logits.shape[1] + 1)[..., :-1].permute(0, 3, 1, 2).float()
     loss: Tensor = sigmoid_focal_loss(logits.float(), targets, alpha=0.25, gamma=2.0, reduction="sum")
     return loss / targets.sum().clamp(min=1)

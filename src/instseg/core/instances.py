@@ -44,12 +44,12 @@ class Instances:
         counts = {name: len(part) for name, part in parts.items() if part is not None}
         if len(set(counts.values())) != 1:
             raise ValueError(", ".join(f"{n} {name}" for name, n in counts.items()))
-        if masks is not None and image_size is not None and masks.image_size != image_size:
-            raise ValueError(f"masks of {masks.image_size} for an image of {image_size}")
+        size = image_size if masks is None else masks.image_size
+        assert size is not None
+        if image_size is not None and size != image_size:
+            raise ValueError(f"masks of {size} for an image of {image_size}")
         self.scores, self.labels, self.masks, self.truncated = scores, labels, masks, truncated
         self.predicted_boxes = boxes
-        size = masks.image_size if masks is not None else image_size
-        assert size is not None
         self.image_size: tuple[int, int] = size
 
     def __len__(self) -> int:

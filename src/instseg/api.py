@@ -117,7 +117,7 @@ def evaluate(
         data: a data set, or what names one, as in :func:`train`. Of a data set from which the model's run held images
             out, those are evaluated alone.
         split: the part of the data that is read.
-        batch: images a forward pass.
+        batch: images a forward pass, at most; only those of one padded size share it.
         workers: processes that read images.
         device: where to compute; None leaves a given model where it is and picks the fastest for a named one.
         out: a folder for ``metrics.json``, ``results.json`` and plots.

@@ -6,17 +6,15 @@ A file appears under its name only when it is complete: it is written beside it 
 from __future__ import annotations
 
 import json
-import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from instseg.core import rle
+from instseg.core import files, rle
 from instseg.core.categories import Categories
 from instseg.core.errors import DataError
 from instseg.core.instances import Instances
@@ -54,21 +52,11 @@ def atomic(path: Path, mode: str = "wb", *, durable: bool = False) -> Iterator[I
     Raises:
         WriteError: it cannot be written (disk full, no permission).
     """
-    # Names may be as long as the file system takes: that of the part must not be longer.
-    part = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+        with files.atomic(path, mode, durable=durable) as file:
             yield file
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        part.replace(path)
     except OSError as error:
         raise unwritable(path, error) from None
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: object, indent: int | None = None) -> None:
@@ -140,5 +128,5 @@ def write_picture(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
 
 def unwritable(path: Path, error: OSError) -> WriteError:
     return WriteError(
-        f"{path}: cannot be written ({error.strerror or error}); free some space, or choose another folder."
+        f"{path}: cannot be written ({files.reason_of(error)}); free some space, or choose another folder."
     )

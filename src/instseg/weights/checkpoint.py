@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from instseg.core.categories import Categories
 from instseg.core.errors import CheckpointError, ConfigError
+from instseg.core.files import reason_of, whole_or_absent
 
 FORMAT = "instseg"
 FORMAT_VERSION = "1"
@@ -64,18 +64,13 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, half:
     tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.state.items()}
     if half:
         tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
-    temporary = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        os.close(handle)
-        save_file(tensors, temporary, metadata=metadata)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
+        with whole_or_absent(target) as part:
+            save_file(tensors, part, metadata=metadata)
     except Exception as error:  # safetensors wraps the operating system's errors in its own
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {target}: {error}. Free some space or choose another folder.") from None
+        raise CheckpointError(
+            f"cannot write {target}: {reason_of(error)}; free some space or choose another folder."
+        ) from None
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

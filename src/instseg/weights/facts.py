@@ -13,7 +13,7 @@ from instseg.models.solo.decoupled_solo import DecoupledSOLO
 from instseg.models.solo.solo import SOLO
 from instseg.models.solo.solov2 import SOLOv2
 from instseg.models.zoo import MODELS, build_config
-from instseg.nn.aggregation import layer_shapes, parameter_count
+from instseg.ops.aggregate import layer_shapes, parameter_count
 from instseg.ops.neighbors import Pattern, gathered
 
 _SPOKEN: dict[type[nn.Module], str] = {

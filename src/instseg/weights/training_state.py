@@ -13,14 +13,10 @@ from typing import Any
 import torch
 
 from instseg.core.errors import CheckpointError
+from instseg.core.files import previous_of
 
 FORMAT = "instseg training state 1"
 State = dict[str, Any]
-
-
-def previous_of(path: Path) -> Path:
-    """Where the checkpoint that ``path`` replaced is kept."""
-    return path.with_name(path.name + ".prev")
 
 
 def load_state(path: Path) -> tuple[State, str | None]:

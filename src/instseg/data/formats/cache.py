@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from instseg.core.cache import cache_folder, only_one
 from instseg.core.categories import Categories
 from instseg.core.errors import DataError
+from instseg.core.files import atomic
 from instseg.data.formats.coco import build_index
 from instseg.data.formats.index import Index, stamp_of
 from instseg.data.records import Problem, Problems
@@ -73,18 +73,14 @@ def _save(path: Path, index: Index) -> None:
     columns["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
     if index.content is not None:
         columns["content"] = np.frombuffer(index.content, dtype=np.uint8)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with atomic(path, durable=False) as file:
             np.savez(file, **columns)
-        part.replace(path)
         for old in path.parent.glob(f"{path.name.split('-')[0]}-*.npz"):  # of earlier states of the same file
             if old != path:
                 old.unlink(missing_ok=True)
     except OSError:  # a full or read-only disk: the index is made again next time
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        return
 
 
 def _load(path: Path, file: Path, stamp: tuple[int, int]) -> Index | None:

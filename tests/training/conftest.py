@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from instseg.core.errors import DataError
 from instseg.data.dataset import InstanceDataset
 from instseg.data.records import Annotation, Record
 from instseg.data.transforms.augment import build_transform
+from instseg.models.base import LossTerms, Step, Target
 from instseg.training.loggers import RunLog
 from instseg.training.loop import Evaluate, Trainer
 from instseg.training.recipe import Recipe
@@ -26,6 +27,11 @@ SIZE = 32
 class TinyModel(nn.Module):
     """A backbone, a norm and a head; its losses are means over the images, so batches can be split."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"masks"})
+    optional: ClassVar[frozenset[str]] = frozenset()
+    may_leave_unused: ClassVar[bool] = False
+    watched_loss: ClassVar[str] = "loss_mask"
+
     def __init__(self, norm: bool = True) -> None:
         super().__init__()
         self.backbone = nn.Conv2d(3, 4, 3, padding=1)
@@ -35,18 +41,26 @@ class TinyModel(nn.Module):
         self.images: list[Tensor] = []
         self.spoil: Callable[[int], float] = lambda call: 1.0  # what the mask loss of a call is multiplied with
         self.calls = 0
+        self.steps: list[tuple[int, int, float]] = []  # update, epoch and a number drawn, of each call
 
-    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]], *, resize: bool) -> dict[str, Tensor]:
+    @property
+    def net(self) -> "TinyModel":
+        """Model and network in one."""
+        return self
+
+    def loss_terms(self, images: list[Tensor], targets: list[Target], step: Step, *, resize: bool) -> LossTerms:
         assert not resize
         x = torch.stack(images).float() / 255
         self.images += [image.clone() for image in images]
         features = self.backbone(x)
         self.dtypes.append(features.dtype)
         logits = self.head(self.norm(features)).float()
-        masks = torch.stack([t["masks"].amax(0) for t in targets]).float()
+        masks = torch.stack([t.masks.amax(0) for t in targets]).float()
         loss = nn.functional.binary_cross_entropy_with_logits(logits[:, 0], masks)
         self.calls += 1
-        return {"loss_category": logits.square().mean(), "loss_mask": loss * self.spoil(self.calls)}
+        self.steps.append((step.update, step.epoch, float(torch.rand((), generator=step.generator))))
+        losses = {"loss_category": logits.square().mean(), "loss_mask": loss * self.spoil(self.calls)}
+        return LossTerms(losses, {"brightness": step.mean(x.mean())})
 
     def save(self, path: Path) -> None:
         from safetensors.torch import save_file

@@ -9,7 +9,7 @@ from instseg.training.guards import StuckWatch, TrainingError, check_finite, exp
 
 
 def _told(losses: list[float], patience: int = 100, warmup: int = 50) -> list[int]:
-    watch = StuckWatch(patience, warmup)
+    watch = StuckWatch(patience, warmup, "loss_mask")
     return [i for i, loss in enumerate(losses) if watch.add(i, {"loss_mask": loss, "loss_category": 1.0})]
 
 
@@ -19,7 +19,7 @@ def test_a_dice_loss_at_three_is_told_once_after_the_patience() -> None:
 
 
 def test_the_warning_says_what_it_means_and_what_to_change() -> None:
-    watch = StuckWatch(2, 0)
+    watch = StuckWatch(2, 0, "loss_mask")
     watch.add(0, {"loss_mask": 3.0})
     text = watch.add(1, {"loss_mask": 3.0})
     assert text is not None and "\n" not in text
@@ -47,7 +47,8 @@ def test_a_noisy_loss_near_its_start_is_left_alone() -> None:
 
 def test_no_watch_with_patience_zero_or_without_a_mask_loss() -> None:
     assert not _told([3.0] * 1000, patience=0)
-    assert StuckWatch(1, 0).add(0, {"loss": 3.0}) is None
+    assert StuckWatch(1, 0, "loss_mask").add(0, {"loss": 3.0}) is None
+    assert StuckWatch(1, 0, None).add(0, {"loss_mask": 3.0}) is None
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

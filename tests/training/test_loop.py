@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from instseg.core.errors import ConfigError, DataError
+from instseg.evaluation.best import Best, Measured
 from instseg.training.checkpoint import load_state
 from instseg.training.guards import TrainingError, TrainingInterrupted
 from instseg.training.loggers import RunLog
@@ -39,10 +40,14 @@ def _rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _scores(*values: float) -> Callable[[Any], dict[str, float]]:
-    """An evaluation that gives the next AP at each call."""
+def _measured(ap: float) -> Measured:
+    return Measured({"ap": ap, "ap50": 0.5, "ap75": 0.25, "box_ap": 0.1}, Best("ap", "mask AP", ap), {"AP50": "ap50"})
+
+
+def _scores(*values: float) -> Callable[[Any], Measured]:
+    """An evaluation that returns the next AP at each call."""
     left = list(values)
-    return lambda model: {"ap": left.pop(0), "ap50": 0.5, "ap75": 0.25, "box_ap": 0.1}
+    return lambda model: _measured(left.pop(0))
 
 
 def test_training_lowers_the_loss_and_keeps_a_whole_run_folder(trainer: Make, tmp_path: Path) -> None:
@@ -178,7 +183,7 @@ def test_averaged_weights_are_those_evaluated_and_saved(trainer: Make, tmp_path:
 
     seen: list[dict[str, Tensor]] = []
 
-    def evaluate(model: Any) -> dict[str, float]:
+    def evaluate(model: Any) -> Measured:
         assert not model.training
         seen.append({k: v.clone() for k, v in model.state_dict().items()})
         return {"ap": 0.1, "ap50": 0.2, "ap75": 0.0, "box_ap": 0.0}
@@ -202,7 +207,7 @@ def test_best_weights_are_those_of_the_best_epoch(trainer: Make, tmp_path: Path)
     kept: dict[int, bytes] = {}
     scores = _scores(0.1, 0.3, 0.2)
 
-    def evaluate(model: Any) -> dict[str, float]:
+    def evaluate(model: Any) -> Measured:
         model.save(tmp_path / "now.safetensors")
         kept[len(kept) + 1] = (tmp_path / "now.safetensors").read_bytes()
         return scores(model)
@@ -229,6 +234,49 @@ def test_equal_aps_do_not_feed_the_patience(trainer: Make, tmp_path: Path) -> No
     assert trainer(tmp_path, evaluate=_scores(*[0.0] * 9), epochs=9, patience=2).fit().epoch == 3
 
 
+def test_what_is_best_may_be_an_error_that_falls(trainer: Make, tmp_path: Path) -> None:
+    left = [3.0, 1.0, 2.0]
+
+    def evaluate(model: Any) -> Measured:
+        value = left.pop(0)
+        return Measured({"mse": value}, Best("mse", "mean squared error", value, "min"), {})
+
+    progress = trainer(tmp_path, evaluate=evaluate, epochs=3).fit()
+    assert (progress.best, progress.best_name, progress.best_epoch, progress.stale) == (1.0, "mse", 2, 1)
+    rows = _rows(tmp_path)
+    assert [row["mse"] for row in rows] == ["3", "1", "2"] and "ap" not in rows[0]
+    log = (tmp_path / "log.txt").read_text()
+    assert "mean squared error 1.0000 (best so far)" in log and "mean squared error 2.0000, " in log and "AP" not in log
+
+
+def test_logs_are_written_and_not_summed(trainer: Make, tmp_path: Path) -> None:
+    trainer(tmp_path, epochs=1).fit()
+    (row,) = _rows(tmp_path)
+    assert 0 < float(row["brightness"]) < 1
+    assert float(row["loss"]) == pytest.approx(float(row["loss_category"]) + float(row["loss_mask"]), rel=1e-4)
+    assert " brightness 0." in (tmp_path / "log.txt").read_text()
+
+
+def test_losses_know_where_the_run_is_and_draw_from_it(trainer: Make, tiny_model: Any, tmp_path: Path) -> None:
+    calls = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        model = tiny_model()
+        trainer(tmp_path / name, model=model, epochs=2, batch=4, seed=seed).fit()
+        calls.append(model.steps)
+    assert calls[0] == calls[1] and [call[:2] for call in calls[0]] == [(0, 0), (1, 0), (2, 1), (3, 1)]
+    drawn = {call[2] for steps in (calls[0], calls[2]) for call in steps}
+    assert len(drawn) == 8
+
+
+def test_frozen_parameters_and_the_statistics_of_frozen_norms_stay(trainer: Make, tmp_path: Path) -> None:
+    run = trainer(tmp_path, freeze=["backbone", "norm"])
+    before = _weights(run)
+    run.fit()
+    after = _weights(run)
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"head"}
+
+
 @pytest.mark.parametrize("ap", [-1.0, math.nan])
 def test_an_ap_that_cannot_be_computed_is_no_ap(trainer: Make, tmp_path: Path, ap: float) -> None:
     progress = trainer(tmp_path, evaluate=_scores(ap, ap), epochs=2, patience=1).fit()
@@ -244,7 +292,7 @@ def test_an_evaluation_that_fails_costs_nothing_and_is_tried_again(
 ) -> None:
     calls: list[int] = []
 
-    def evaluate(model: Any) -> dict[str, float]:
+    def evaluate(model: Any) -> Measured:
         calls.append(load_state(tmp_path / "last.ckpt")[0]["progress"]["update"])
         if len(calls) == 2:
             raise fault
@@ -259,11 +307,11 @@ def test_an_evaluation_that_fails_costs_nothing_and_is_tried_again(
 
 
 def test_an_evaluation_that_failed_at_the_end_is_made_by_resuming(trainer: Make, tmp_path: Path) -> None:
-    def fails(model: Any) -> dict[str, float]:
+    def fails(model: Any) -> Measured:
         raise DataError("9.png: cut short; replace it.")
 
     trainer(tmp_path, evaluate=fails, epochs=1).fit()
-    assert [row["ap"] for row in _rows(tmp_path)] == [""]
+    assert not any(row.get("ap") for row in _rows(tmp_path))
     again = trainer(tmp_path, evaluate=_scores(0.4), epochs=1)
     again.restore(load_state(tmp_path / "last.ckpt")[0])
     progress = again.fit()
@@ -403,7 +451,7 @@ def test_every_stop_signal_saves_and_says_that_it_interrupted(trainer: Make, tin
 
 
 def test_ctrl_c_during_an_evaluation_keeps_the_epoch(trainer: Make, tmp_path: Path) -> None:
-    def evaluate(model: Any) -> dict[str, float]:
+    def evaluate(model: Any) -> Measured:
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("not reached")
 
@@ -485,11 +533,12 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 from conftest import TinyModel, make_trainer
+from instseg.evaluation.best import Best, Measured
 torch.set_num_threads(1)
 torch.manual_seed(0)
 ap = [0.1, 0.2]
 run = make_trainer(Path(sys.argv[2]), model=TinyModel(norm=False), batch=int(sys.argv[3]), base_batch=4, lr=0.1,
-                   evaluate=lambda model: {"ap": ap.pop(0), "ap50": 0.0, "ap75": 0.0, "box_ap": 0.0})
+                   evaluate=lambda model: Measured({}, Best("ap", "mask AP", ap.pop(0)), {}))
 run.fit()
 rank = run.accelerator.process_index
 weights = {name: value.flatten().tolist() for name, value in run.model.state_dict().items()}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from instseg.core.errors import ConfigError
-from instseg.training.optim import build_optimizer, set_rate
+from instseg.training.optim import build_optimizer, freeze, frozen_norms, set_rate
 from instseg.training.recipe import Recipe
 
 
@@ -76,3 +76,45 @@ def test_frozen_parameters_are_left_out() -> None:
 def test_a_model_with_everything_frozen_is_refused() -> None:
     with pytest.raises(ConfigError, match="no trainable parameters"):
         build_optimizer(Net().requires_grad_(False), Recipe(), 0.1)
+
+
+def test_norms_and_biases_have_a_decay_of_their_own() -> None:
+    fields: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 0.5, "decay_norms_and_biases": True}
+    moved = _changes(0.0, **fields, norm_weight_decay=0.0, bias_weight_decay=0.2)
+    wanted = {"backbone.weight": 0.5, "backbone.bias": 0.2, "norm.weight": 0.0, "norm.bias": 0.0,
+              "head.weight": 0.5, "head.bias": 0.2}  # fmt: skip
+    for name, change in moved.items():
+        torch.testing.assert_close(change, torch.full_like(change, -0.1 * wanted[name]))
+
+
+def test_biases_have_a_rate_of_their_own() -> None:
+    moved = _changes(1.0, optimizer="sgd", lr=0.1, weight_decay=0.0, bias_lr_factor=2.0, backbone_lr_factor=0.1)
+    rates = {name: -float(change.flatten()[0]) for name, change in moved.items()}
+    assert rates["head.weight"] == pytest.approx(0.1) and rates["head.bias"] == pytest.approx(0.2)
+    assert rates["backbone.bias"] == pytest.approx(0.02) and rates["norm.bias"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [("backbone", {"backbone.weight", "backbone.bias"}), ("*.bias", {"backbone.bias", "norm.bias", "head.bias"}),
+     ("head.weight", {"head.weight"})],
+)  # fmt: skip
+def test_a_pattern_freezes_what_it_names(pattern: str, names: set[str]) -> None:
+    net = Net()
+    freeze(net, [pattern])
+    assert {name for name, p in net.named_parameters() if not p.requires_grad} == names
+
+
+def test_a_pattern_that_names_nothing_is_one_line_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="backbone") as error:
+        freeze(Net(), ["backbon"])
+    text = str(error.value)
+    assert '"backbone"' in text and "backbone, norm, head" in text and "\n" not in text and text.endswith(".")
+
+
+def test_a_norm_counts_as_frozen_when_all_of_it_is() -> None:
+    net = Net()
+    freeze(net, ["norm.weight"])
+    assert frozen_norms(net) == []
+    freeze(net, ["norm"])
+    assert frozen_norms(net) == [net.norm]

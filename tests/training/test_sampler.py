@@ -1,15 +1,18 @@
 """The order of images, and how they are loaded."""
 
+import multiprocessing
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 import torch
 
 from instseg.core.errors import DataError
 from instseg.data.dataset import InstanceDataset
+from instseg.data.transforms.augment import build_transform
 from instseg.training.recipe import Recipe
-from instseg.training.sampler import epoch_batches, epoch_loader, loader_processes
+from instseg.training.sampler import EpochLoader, epoch_batches, loader_processes
 
 
 def test_an_epoch_shows_every_image_and_fills_the_last_batches() -> None:
@@ -50,16 +53,18 @@ def test_aspect_groups_keep_wide_and_tall_apart() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_cannot_be_read_is_one_line(squares: Callable[..., InstanceDataset], workers: int) -> None:
     batches = [[0, 1], [2, 3]]
-    loader = epoch_loader(squares(4, broken=3), batches, Recipe(workers=workers), 1, pin=False)
-    assert next(loader).image_ids == [0, 1]
-    with pytest.raises(DataError) as error:
-        next(loader)
+    with closing(EpochLoader(squares(4, broken=3), Recipe(workers=workers), 1, pin=False)) as loader:
+        loaded = loader.batches(batches)
+        assert next(loaded).image_ids == [0, 1]
+        with pytest.raises(DataError) as error:
+            next(loaded)
     assert str(error.value) == "3.png: cut short; replace it."
 
 
 def test_loading_leaves_the_global_random_state_alone(squares: Callable[..., InstanceDataset]) -> None:
     before = torch.get_rng_state()
-    list(epoch_loader(squares(4), [[0, 1], [2, 3]], Recipe(workers=1), 1, pin=False))
+    with closing(EpochLoader(squares(4), Recipe(workers=1), 1, pin=False)) as loader:
+        list(loader.batches([[0, 1], [2, 3]]))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -67,3 +72,24 @@ def test_workers_are_shared_between_processes() -> None:
     assert loader_processes(3, 2) == 3
     assert 0 <= loader_processes(None, 1) <= 4
     assert loader_processes(None, 10_000) == 0
+
+
+@pytest.mark.slow
+def test_workers_live_on_from_epoch_to_epoch_and_see_its_order_and_number(
+    squares: Callable[..., InstanceDataset],
+) -> None:
+    recipe = Recipe(workers=2, brightness=0.5)
+    seen = []
+    for workers in (0, 2):
+        data = squares(4).with_transform(build_transform(recipe, train=True))
+        loader = EpochLoader(data, recipe.model_copy(update={"workers": workers}), 1, pin=False)
+        with closing(loader):
+            pictures, processes = [], set()
+            for epoch, order in enumerate(([[0, 1], [2, 3]], [[3, 0]], [[3, 0]])):
+                data.set_epoch(epoch)
+                pictures += [image for batch in loader.batches(order) for image in batch.images]
+                processes |= {child.pid for child in multiprocessing.active_children()}
+        seen.append(torch.stack(pictures))
+        assert len(processes) == workers
+    assert torch.equal(*seen)
+    assert not torch.equal(seen[0][4], seen[0][6])  # the same image in another epoch

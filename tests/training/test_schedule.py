@@ -57,3 +57,13 @@ def test_rate_grows_linearly_with_the_total_batch() -> None:
     assert total_rate(0.01, 16, 16) == 0.01
     assert total_rate(0.01, 4, 16) == 0.0025
     assert total_rate(0.01, 4, None) == 0.01
+
+
+def test_the_rate_drops_at_updates_too() -> None:
+    factors = _factors(10, epochs=4, schedule="step", warmup_iterations=0, lr_drops=[3], lr_drops_updates=[15, 20])
+    assert [factors[u] for u in (14, 15, 19, 20, 29, 30)] == pytest.approx([1, 0.1, 0.1, 0.01, 0.01, 0.001])
+
+
+def test_warm_up_may_stay_at_its_factor_until_it_ends() -> None:
+    fields = {"warmup": "constant", "warmup_factor": 0.25, "warmup_iterations": 4}
+    assert _factors(10, epochs=2, schedule="constant", **fields)[:6] == [0.25] * 4 + [1.0] * 2

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP during prediction: stop at once, but never within the writing of results."""
+"""Ctrl-C, SIGTERM and SIGHUP: stop at once, or as soon as what is under way is finished and saved."""
 
 import signal
 import threading
@@ -8,29 +8,38 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from instseg.data.workers import STOP_SIGNALS
-
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)  # Windows has no SIGHUP
 # Seconds within which further signals are the same wish: `timeout` sends its signal twice, and a launcher passes on to
 # its processes what their group has received.
 SAME_WISH = 2.0
 
 
 class Stop:
-    """Turns the first stop signal into KeyboardInterrupt, where none is held back."""
+    """Turns the first stop signal into KeyboardInterrupt, or into a wish that the program grants later.
 
-    def __init__(self) -> None:
-        self._since: float | None = None
-        self._holding = self._pending = False
+    One that follows later raises KeyboardInterrupt wherever the program is; what was saved before stays.
+
+    Attributes:
+        asked: whether a signal has come.
+    """
+
+    def __init__(self, *, at_once: bool = True) -> None:
+        """``at_once=False``: the first signal only sets ``asked``, except within :meth:`at_once`."""
+        self.asked = False
+        self._at_once = at_once
+        self._pending = False
+        self._since = 0.0
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._since is not None and now - self._since < SAME_WISH:
+        if self.asked and now - self._since < SAME_WISH:
             return
-        again, self._since = self._since is not None, now
-        if self._holding and not again:
-            self._pending = True
-        else:
+        again, self.asked, self._since = self.asked, True, now
+        if again or self._at_once:
             raise KeyboardInterrupt
+        self._pending = True
 
     @contextmanager
     def handled(self) -> Iterator[None]:
@@ -52,13 +61,26 @@ class Stop:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within this (an evaluation, which changes nothing) the first signal raises KeyboardInterrupt."""
+        if self.asked:
+            raise KeyboardInterrupt
+        with self._raising(True):
+            yield
+
+    @contextmanager
     def held_back(self) -> Iterator[None]:
         """Within this a signal waits until the end of the block; one more, later than ``SAME_WISH``, does not."""
-        self._holding = True
+        with self._raising(False):
+            yield
+        if self._pending and self._at_once:
+            self._pending = False
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def _raising(self, at_once: bool) -> Iterator[None]:
+        before, self._at_once = self._at_once, at_once
         try:
             yield
         finally:
-            self._holding = False
-        if self._pending:
-            self._pending = False
-            raise KeyboardInterrupt
+            self._at_once = before

@@ -19,52 +19,67 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)  # Windows has no SIGHUP
+from instseg.core.stopping import STOP_SIGNALS
+
 # Seconds that a loader process gets to finish what it is reading.
 _PATIENCE = 5.0
 
 
-def batches_of(loader: "DataLoader[Any]") -> Generator[Any]:
-    """Iterate over a loader whose processes ignore SIGINT, SIGTERM and SIGHUP.
+class LoaderProcesses:
+    """A loader whose processes ignore SIGINT, SIGTERM and SIGHUP: the main process decides what a signal means.
 
-    The main process decides what a signal means. The loader processes end when the iteration does, whether it is
-    exhausted, closed or fails, and when the main process is gone, even if it was killed.
+    The processes of a loader with ``persistent_workers`` read one pass after the other until :meth:`close`, those of
+    any other one pass. They end, too, when the main process is gone, even if it was killed.
 
     Args:
         loader: its ``worker_init_fn`` is set here.
-
-    Returns:
-        the batches; close the generator (``contextlib.closing``) where the loop may be left early.
     """
-    if not loader.num_workers:
-        yield from loader
-        return
-    leaving = torch.zeros(1, dtype=torch.uint8)
-    leaving.share_memory_()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    loader.worker_init_fn = partial(_leave_signals_to_the_main_process, leaving)
-    before = set(multiprocessing.active_children())
-    with _held_back():  # a process that has just been started must not see a signal before it knows what to do
-        iterator = iter(loader)
-    workers = [child for child in multiprocessing.active_children() if child not in before]
 
-    def end() -> None:
-        leaving[0] = 1  # from now on SIGTERM ends them
+    def __init__(self, loader: "DataLoader[Any]") -> None:
+        self._loader = loader
+        self._leaving = torch.zeros(1, dtype=torch.uint8)
+        self._leaving.share_memory_()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._iterator: Any = None
+        self._workers: list[multiprocessing.process.BaseProcess] = []
+        if loader.num_workers:
+            loader.worker_init_fn = partial(_leave_signals_to_the_main_process, self._leaving)
+            atexit.register(self.close)  # where an exception that ends the program keeps this object alive
+
+    def batches(self) -> Iterator[Any]:
+        """Iterates over the loader once."""
+        if not self._loader.num_workers:
+            yield from self._loader
+            return
+        before = set(multiprocessing.active_children())
+        with _held_back():  # a process that has just been started must not see a signal before it knows what to do
+            self._iterator = iter(self._loader)
+        self._workers += [child for child in multiprocessing.active_children() if child not in before]
+        yield from self._iterator
+
+    def close(self) -> None:
+        """Ends the processes."""
+        atexit.unregister(self.close)
+        self._leaving[0] = 1  # from now on SIGTERM ends them
+        self._iterator = self._loader._iterator = None  # ends them in peace, unless an exception still holds it
+        workers, self._workers = self._workers, []
         for worker in workers:
             with suppress(RuntimeError, ValueError):  # torch's complaint about a death that has been reported already
                 if worker.is_alive():
                     worker.terminate()
                 worker.join(_PATIENCE)
 
-    atexit.register(end)  # where an exception that ends the program keeps this generator open
+
+def batches_of(loader: "DataLoader[Any]") -> Generator[Any]:
+    """Iterate over a loader once, as :class:`LoaderProcesses` do; its processes end when the iteration does.
+
+    Returns:
+        the batches; close the generator (``contextlib.closing``) where the loop may be left early.
+    """
+    processes = LoaderProcesses(loader)
     try:
-        yield from iterator
+        yield from processes.batches()
     finally:
-        atexit.unregister(end)
-        leaving[0] = 1
-        del iterator  # ends them in peace, unless an exception still holds it
-        end()
+        processes.close()
 
 
 @contextmanager

@@ -7,26 +7,20 @@ import time
 import warnings
 import zlib
 from collections.abc import Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from instseg.core.category_matching import Match, match_categories
 from instseg.core.environment import pick_device
 from instseg.core.errors import CheckpointError, ConfigError, DataError
 from instseg.core.files import make_writable
-from instseg.core.instances import Instances
-from instseg.core.progress import progress_bar
-from instseg.data.workers import batches_of
+from instseg.evaluation.best import best_of
+from instseg.evaluation.collect import Share, collect, collect_results, joined
 from instseg.metrics.coco import CocoMetrics, evaluate_coco
 from instseg.metrics.confusion import confusion_matrix
-from instseg.model.pipeline import SCALES
-from instseg.model.ready import evaluating
-from instseg.results.rows import coco_rows
 
 if TYPE_CHECKING:
     from instseg.data.crowds import Crowd
@@ -51,10 +45,12 @@ def evaluate(
     tta: bool = False,
     on_error: OnError = "raise",
     crowd: Crowd = "auto",
+    share: Share | None = None,
 ) -> dict[str, Any]:
     """Mask and box AP of a model, COCO protocol, every image counted, also those without objects.
 
-    Boxes are those of the predicted masks. Memory grows with the number of objects found, as run-length codes, and not
+    Boxes are those of the predicted masks, or the model's own where it predicts boxes; a detector of boxes has no mask
+    AP. Memory grows with the number of objects found, as run-length codes, and not
     with the size or number of images.
 
     Args:
@@ -62,7 +58,7 @@ def evaluate(
         data: a data set, or what names one. Of the data set from which a run held images out, as it does where there is
             no validation split, the images held out are evaluated alone, unless ``split`` is ``"train"``.
         split: the part of ``data`` that is read.
-        batch: images a forward pass.
+        batch: images a forward pass, at most; only those of one padded size share it.
         workers: processes that read images; 0 reads in this one.
         device: where to compute; None leaves a given model where it is, and picks the fastest for a named one.
         out: a folder for ``metrics.json``, ``results.json`` (COCO results, which pycocotools scores the same) and
@@ -74,12 +70,14 @@ def evaluate(
         on_error: what a defect or an image that cannot be read does to a named data set: ``"raise"``, or ``"skip"`` it
             with a warning.
         crowd: what ``iscrowd`` means in a named data set: ``"auto"``, ``"ignore"`` or ``"object"``.
+        share: of this process, where several evaluate together.
 
     Returns:
-        the content of ``metrics.json``: ``segm`` and ``bbox`` (figures of :class:`CocoMetrics`), ``per_class`` (both
-        together), ``max_dets``, ``classes`` (how they were paired, and which exist on one side only), ``held_out``
-        (None, or how many images of how many were evaluated because the run did not see them), ``confusion``, counts
-        and seconds.
+        the content of ``metrics.json`` (in another process than the first, nothing): ``segm``, for a model of masks,
+        and ``bbox`` (figures of :class:`CocoMetrics`), ``best`` (the figure that chooses among the weights of a run:
+        its name, value and direction), ``per_class`` (both together), ``max_dets``, ``classes`` (how they were paired,
+        and which exist on one side only), ``held_out`` (None, or how many images of how many were evaluated because
+        the run did not see them), ``confusion``, counts and seconds.
 
     Raises:
         DataError: no class is common to model and data, or an image cannot be read or is not of the size that its
@@ -105,12 +103,16 @@ def evaluate(
     classes = match_categories(model.categories, dataset.categories, match)
     cap = int(model.config.max_instances) if max_dets is None else max_dets
     started, left_out = time.perf_counter(), dataset.left_out_line()
-    results, skipped = collect_results(
-        model, dataset, classes.ids, batch=batch, workers=workers, progress=progress, tta=tta
+    find = partial(
+        collect, model, dataset, classes.ids, batch=batch, workers=workers, progress=progress, tta=tta, share=share
     )
+    parts = find() if share is None else [part for found in share.gather(find) for part in found]
+    if share is not None and share.index:
+        return {}
+    results, skipped, masks = joined(parts, dataset)
     predicted = time.perf_counter()
     truth = without_images(ground_truth(dataset), skipped)
-    report = score_results(truth, results, cap, out=None if out is None else Path(out))
+    report = score_results(truth, results, cap, out=None if out is None else Path(out), masks=masks)
     if (more := dataset.left_out_line()) not in (None, left_out):  # found only while reading
         warnings.warn(f"{more}; `instseg data check` lists them", stacklevel=2)
     report |= {
@@ -187,88 +189,6 @@ def _read_as_trained(dataset: InstanceDataset, model: InstanceModel) -> Instance
     return again
 
 
-def collect_results(
-    model: InstanceModel,
-    dataset: InstanceDataset,
-    category_ids: Sequence[int | None],
-    *,
-    batch: int = 1,
-    workers: int = 0,
-    progress: bool = False,
-    tta: bool = False,
-) -> tuple[list[dict[str, Any]], list[int]]:
-    """COCO results of a whole data set, and the ids of the images that could not be read.
-
-    category_ids: what each label is written as; None leaves its objects out. tta: look at each image at several scales.
-
-    An unreadable image raises its DataError, or is left out with one warning when the data set was opened with
-    `on_error="skip"`; it is an error when no image can be read. The model comes back in the modes (training or not,
-    module by module) that it was given in, and the global random state is not touched, so that a training run
-    evaluates without changing its course.
-    """
-    loader = torch.utils.data.DataLoader(
-        _Images(dataset),
-        batch_size=batch,
-        num_workers=workers,
-        collate_fn=list,
-        generator=torch.Generator(),  # else every pass draws a seed from the global generator
-    )
-    results: list[dict[str, Any]] = []
-    unread: list[DataError] = []
-    skipped: list[int] = []
-    find = partial(model.predict_batch, scales=SCALES) if tta else model.predict_batch
-    with evaluating(model), closing(batches_of(loader)) as batches:
-        for items in progress_bar(batches, "evaluate", len(loader), progress):
-            images, ids = [], []
-            for image, image_id in items:
-                if isinstance(image, DataError):
-                    if dataset.on_error == "raise":
-                        raise image
-                    unread.append(image)
-                    skipped.append(image_id)
-                else:
-                    images.append(image)
-                    ids.append(image_id)
-            results += _rows(find(images), ids, category_ids)
-    if unread and len(unread) == len(dataset):
-        raise DataError(f"{dataset.name}: no image of split {dataset.split} can be read; first: {unread[0]}")
-    if unread:
-        warnings.warn(
-            f"{len(unread)} of {len(dataset)} images of split {dataset.split} cannot be read and do not count: AP is "
-            f"that of the others; the first: {unread[0]}",
-            stacklevel=3,
-        )
-    return results, skipped
-
-
-def _rows(
-    found: Sequence[Instances], ids: Sequence[int], category_ids: Sequence[int | None]
-) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for image_id, instances in zip(ids, found, strict=True):
-        known = torch.tensor([category_ids[label] is not None for label in instances.labels.tolist()], dtype=torch.bool)
-        rows += coco_rows(instances[known], [-1 if i is None else i for i in category_ids], image_id)
-    return rows
-
-
-class _Images(torch.utils.data.Dataset[tuple[Tensor | DataError, int]]):
-    """The images of a data set with their ids. An error is handed over as a value: raised in a worker
-    process, its one line would come back wrapped in a traceback."""
-
-    def __init__(self, dataset: InstanceDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Tensor | DataError, int]:
-        image_id = self.dataset.records[index].image_id
-        try:
-            return self.dataset.image(index), image_id
-        except DataError as error:
-            return error, image_id
-
-
 def without_images(truth: dict[str, Any], image_ids: Sequence[int]) -> dict[str, Any]:
     """A COCO data set without the named images and their annotations."""
     gone = set(image_ids)
@@ -285,39 +205,69 @@ def score_results(
     results: Sequence[dict[str, Any]],
     max_dets: int,
     out: Path | None = None,
+    *,
+    masks: bool | None = None,
 ) -> dict[str, Any]:
-    """Mask and box figures of COCO results with masks, and how classes are confused; with `out`, also
-    `results.json` and `plots/` there. Boxes are the tight boxes of the masks.
+    """Mask and box figures of COCO results, and how classes are confused.
 
-    Returns `segm`, `bbox`, `per_class`, `confusion`, `max_dets`, and the numbers of images, objects and
-    predictions.
+    Args:
+        truth: a COCO data set.
+        results: rows with ``segmentation``, ``bbox`` or both. A box that is missing is that of the mask.
+        max_dets: detections that count per image and class.
+        out: a folder for ``results.json`` and ``plots/``.
+        masks: whether masks were predicted; None: where a row has one, or there are no rows.
+
+    Returns:
+        ``segm`` (where there are masks), ``bbox``, ``best`` (the figure that chooses among the weights of a run: its
+        name, value and direction), ``per_class``, ``confusion``, ``max_dets``, and the numbers of images, objects and
+        predictions.
     """
-    segm = evaluate_coco(truth, results, "segm", max_dets)
+    if masks is None:
+        masks = not results or any("segmentation" in row for row in results)
+    shapes = [row for row in results if "segmentation" in row]
+    segm = evaluate_coco(truth, shapes, "segm", max_dets) if masks else None
     bbox = evaluate_coco(truth, results, "bbox", max_dets)
-    confusion = confusion_matrix(truth, results)
+    first = bbox if segm is None else segm
+    confusion = confusion_matrix(truth, results if segm is None else shapes, kind=first.kind)
     if out is not None:
         from instseg.results.writers import write_results
         from instseg.vis.plots import plot_confusion, plot_precision_recall
 
-        write_results(out / "results.json", results)
-        curves = {f"IoU {iou:.2f}": segm.curve(iou) for iou in (0.5, 0.75, 0.9)} | {"mean of .50:.95": segm.curve(None)}
-        plot_precision_recall(curves, out / "plots" / "precision_recall.png", "Precision and recall of masks")
+        # With a box, COCO evaluators would split the sizes of masks by the box.
+        write_results(out / "results.json", results if segm is None else [_without_box(row) for row in shapes])
+        curves = {f"IoU {iou:.2f}": first.curve(iou) for iou in (0.5, 0.75, 0.9)}
+        curves["mean of .50:.95"] = first.curve(None)
+        noun = "boxes" if segm is None else "masks"
+        plot_precision_recall(curves, out / "plots" / "precision_recall.png", f"Precision and recall of {noun}")
         title = f"Confusion at IoU {confusion.iou:g}, score {confusion.score:g}"
         plot_confusion(confusion.matrix, confusion.names, out / "plots" / "confusion.png", title)
+    figures: dict[str, dict[str, Any]] = {kind.kind: _figures(kind) for kind in (segm, bbox) if kind is not None}
     return {
-        "segm": _figures(segm),
-        "bbox": _figures(bbox),
-        "per_class": [
-            row | {"box_ap": box["ap"], "box_ap50": box["ap50"]}
-            for row, box in zip(segm.per_class, bbox.per_class, strict=True)
-        ],
+        **figures,
+        "best": best_of(figures.get("segm"), figures["bbox"]).to_json(),
+        "per_class": _per_class(segm, bbox),
         "max_dets": max_dets,
         "images": len(truth["images"]),
-        "instances": sum(row["instances"] for row in segm.per_class),
+        "instances": sum(row["instances"] for row in first.per_class),
         "predictions": len(results),
         "confusion": confusion.to_dict(),
-        "backend": segm.backend,
+        "backend": first.backend,
     }
+
+
+def _without_box(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "bbox"}
+
+
+def _per_class(segm: CocoMetrics | None, bbox: CocoMetrics) -> list[dict[str, Any]]:
+    """The figures of masks under their own names, those of boxes as ``box_...``."""
+    if segm is None:
+        ours = ("ap", "ap50", "ap75", "ar")
+        return [{f"box_{k}" if k in ours else k: v for k, v in row.items()} for row in bbox.per_class]
+    return [
+        row | {"box_ap": box["ap"], "box_ap50": box["ap50"]}
+        for row, box in zip(segm.per_class, bbox.per_class, strict=True)
+    ]
 
 
 def _figures(metrics: CocoMetrics) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -41,16 +41,17 @@ def confusion_matrix(
     results: Sequence[Mapping[str, Any]],
     iou: float = 0.5,
     score: float = 0.25,
+    kind: Literal["segm", "bbox"] = "segm",
 ) -> Confusion:
-    """Matches masks whatever their class, best overlap first, and counts the pairs of classes.
+    """Matches masks, or boxes, whatever their class, best overlap first, and counts the pairs of classes.
 
-    A prediction takes part when its score is at least `score`; a pair needs a mask IoU of at least `iou`, and
+    A prediction takes part when its score is at least `score`; a pair needs an IoU of at least `iou`, and
     every object and every prediction is in one pair at most. An unmatched prediction that lies in a crowd
     (`iou` of its own area) is not counted.
 
     ground_truth: COCO data set with RLE or polygon masks, `height` and `width` of each image.
-    results: dicts of `image_id`, `category_id`, `score`, RLE `segmentation`. A category that the data set
-        does not have is left out.
+    results: dicts of `image_id`, `category_id`, `score`, RLE `segmentation` or `bbox` (xywh). A category that
+        the data set does not have is left out.
     """
     categories = sorted(ground_truth["categories"], key=lambda c: int(c["id"]))
     index = {int(c["id"]): k for k, c in enumerate(categories)}
@@ -68,7 +69,7 @@ def confusion_matrix(
         objects, predictions = truths[image["id"]], found[image["id"]]
         true = np.array([index[a["category_id"]] for a in objects if not a.get("iscrowd", 0)], dtype=np.int64)
         named = np.array([index[r["category_id"]] for r in predictions], dtype=np.int64)
-        pairs, in_crowd = _match(objects, predictions, image, iou)
+        pairs, in_crowd = _match(_overlaps(objects, predictions, image, kind), objects, iou)
         free_true, free_named = np.ones(len(true), dtype=bool), ~in_crowd
         for d, g in pairs:
             matrix[true[g], named[d]] += 1
@@ -78,17 +79,35 @@ def confusion_matrix(
     return Confusion(matrix, tuple(str(c["name"]) for c in categories), iou, score)
 
 
-def _match(
+def _overlaps(
     objects: Sequence[Mapping[str, Any]],
     predictions: Sequence[Mapping[str, Any]],
     image: Mapping[str, Any],
-    threshold: float,
+    kind: Literal["segm", "bbox"],
+) -> npt.NDArray[np.float64]:
+    """IoU of each prediction (row) and each object; with a crowd, the part of the prediction that lies in it."""
+    crowd = [bool(a.get("iscrowd", 0)) for a in objects]
+    if kind == "segm":
+        codes = [_code(a["segmentation"], image) for a in objects]
+        return rle.iou([_code(r["segmentation"], image) for r in predictions], codes, crowd)
+    found, true = (
+        np.array([r["bbox"] for r in rows], dtype=np.float64).reshape(-1, 4) for rows in (predictions, objects)
+    )
+    low = np.maximum(found[:, None, :2], true[:, :2])
+    high = np.minimum(found[:, None, :2] + found[:, None, 2:], true[:, :2] + true[:, 2:])
+    common = (high - low).clip(min=0).prod(-1)
+    area = found[:, None, 2:].prod(-1)
+    union = np.where(np.array(crowd, dtype=bool), area, area + true[:, 2:].prod(-1) - common)
+    table: npt.NDArray[np.float64] = common / np.maximum(union, 1e-12)
+    return table
+
+
+def _match(
+    table: npt.NDArray[np.float64], objects: Sequence[Mapping[str, Any]], threshold: float
 ) -> tuple[list[tuple[int, int]], npt.NDArray[np.bool_]]:
     """Pairs (prediction, object) with objects counted without crowds, and which predictions lie in a
     crowd."""
-    codes = [_code(a["segmentation"], image) for a in objects]
     crowd = np.array([bool(a.get("iscrowd", 0)) for a in objects], dtype=bool)
-    table = rle.iou([_code(r["segmentation"], image) for r in predictions], codes, crowd.tolist())
     in_crowd: npt.NDArray[np.bool_] = np.any(table[:, crowd] >= threshold, axis=1)
     table = table[:, ~crowd]
     d, g = np.nonzero(table >= threshold)

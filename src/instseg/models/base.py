@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from instseg.core.instances import Instances
 from instseg.core.masks import Masks
-from instseg.core.shapes import Shapes
+from instseg.core.target import Need, Target
 from instseg.core.trace import Trace as Trace
 
 
@@ -43,38 +43,6 @@ class ImageBatch:
     def of(cls, pixels: Tensor) -> "ImageBatch":
         """A batch (B, 3, H, W) without padding."""
         return cls(pixels, torch.tensor([pixels.shape[-2:]] * len(pixels), dtype=torch.int64).view(-1, 2))
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is in one image, in pixels of the network input.
-
-    Attributes:
-        size: (h, w) of the image without padding.
-        labels: (N,) int64, from 0.
-        boxes: (N, 4) float xyxy.
-        shapes: the N objects' shapes; None where the method asks for none or the data has none.
-        semantic: (h, w) int64, the class of each pixel, 255 is ignored; None where there is no such map.
-    """
-
-    size: tuple[int, int]
-    labels: Tensor
-    boxes: Tensor
-    shapes: Shapes | None = None
-    semantic: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def masks(self) -> Tensor:
-        """(N, h, w) uint8, or float32 where the shapes are mattes.
-
-        Raises ValueError where the target has no shapes.
-        """
-        if self.shapes is None:
-            raise ValueError("this target has no shapes: the network's `needs` must name them")
-        return self.shapes.full()
 
 
 def _alone(value: Tensor) -> Tensor:
@@ -176,12 +144,6 @@ class ClassLayout:
 
 O = TypeVar("O")  # noqa: E741  the plan's own letter: a frozen dataclass of raw outputs
 
-# What a network asks of the training data besides boxes and labels: "masks", pixels at input size, made in the loader
-# processes; "outlines", polygons or codes that the loss rasterizes itself; "mattes", float masks, never rounded;
-# "semantic", a map of classes.
-Need = Literal["masks", "outlines", "mattes", "semantic"]
-
-
 class Net(nn.Module, ABC, Generic[O]):
     """A network, its loss and its decoding.
 
@@ -195,6 +157,7 @@ class Net(nn.Module, ABC, Generic[O]):
     optional: ClassVar[frozenset[Need]] = frozenset()  # used where the data has it
     # Some parameters may get no gradient in an update (a level without an object): processes have to look for them.
     may_leave_unused: ClassVar[bool] = False
+    watched_loss: ClassVar[str | None] = None  # one that stands still at its start when training has failed
 
     @abstractmethod
     def forward(self, batch: ImageBatch) -> O:

@@ -9,15 +9,18 @@ import numpy as np
 
 from instseg.core.category_matching import match_categories
 from instseg.core.errors import ConfigError, DataError
+from instseg.core.stopping import Stop
 from instseg.data.dataset import InstanceDataset, data_path, open_dataset, splits
 from instseg.data.formats.layout import locate
 from instseg.data.holdout import KEY, LEAST_IMAGES, file_names, hold_out, make_record, parts
 from instseg.data.images.read import ImageRule
+from instseg.evaluation.best import Measured, measured
 from instseg.evaluation.evaluate import evaluate
 from instseg.model.instance_model import InstanceModel
 from instseg.training.checkpoint import State
 from instseg.training.loggers import RunLog
-from instseg.training.loop import COLUMNS, Evaluate
+from instseg.training.loop import Evaluate
+from instseg.training.processes import share_of
 from instseg.training.recipe import Recipe
 from instseg.training.sampler import loader_processes
 
@@ -152,9 +155,9 @@ def _check_same_data(state: State, now: Mapping[str, Any]) -> None:
 
 
 def make_evaluate(
-    recipe: Recipe, data: TrainingData, accelerator: "Accelerator", log: RunLog, began: State | None = None
+    recipe: Recipe, data: TrainingData, accelerator: "Accelerator", log: RunLog, began: State | None, stop: Stop
 ) -> Evaluate | None:
-    """What returns the AP columns, or None where there is nothing to evaluate on."""
+    """What evaluates a model, each process its share of the images; None where there is nothing to evaluate on."""
     if not recipe.evaluate_every:
         return None
     dataset, images = data.dataset, data.held_out
@@ -168,11 +171,12 @@ def make_evaluate(
     images.on_error = "skip"  # an image that cannot be read costs itself and a warning, not the AP of the epoch
     workers = loader_processes(recipe.workers, accelerator.num_processes)
 
-    def measure(model: InstanceModel) -> dict[str, float]:
-        batch = recipe.evaluate_batch or recipe.batch
-        report = evaluate(model, images, batch=batch, workers=workers, progress=log.console is not None)
-        masks, boxes = report["segm"], report["bbox"]
-        return dict(zip(COLUMNS, (masks["ap"], masks["ap50"], masks["ap75"], boxes["ap"]), strict=True))
+    share = share_of(accelerator, stop)
+
+    def measure(model: InstanceModel) -> Measured | None:
+        batch, shown = recipe.evaluate_batch or recipe.batch, log.console is not None
+        report = evaluate(model, images, batch=batch, workers=workers, progress=shown, share=share)
+        return measured(report) if report else None
 
     return measure
 

@@ -1,4 +1,4 @@
-"""What goes wrong in a training: a loss that is not a number, a mask loss that never leaves its start."""
+"""What goes wrong in a training: a loss that is not a number, a loss that never leaves its start."""
 
 import math
 from collections import deque
@@ -44,14 +44,14 @@ def explain_crash(error: RuntimeError, batch: int, kept: str) -> str | None:
 
 
 class StuckWatch:
-    """Notices a mask loss that stays at its start value.
+    """Notices a loss that stays at its start value: the one that the network names (``Net.watched_loss``), if any.
 
-    A dice loss of weight 3 whose masks all vanish sits at 3.000 with hardly any gradient. It counts as stuck
-    when the last ``patience`` values after the warm-up lie within one percent of each other and have not
-    fallen by two percent below the first value of the run.
+    A dice loss of weight 3 whose masks all vanish sits at 3.000 with hardly any gradient. A loss counts as stuck when
+    the last ``patience`` values after the warm-up lie within one percent of each other and have not fallen by two
+    percent below the first value of the run.
     """
 
-    def __init__(self, patience: int, warmup: int, name: str = "loss_mask") -> None:
+    def __init__(self, patience: int, warmup: int, name: str | None) -> None:
         self.patience, self.warmup, self.name = patience, warmup, name
         self.recent: deque[float] = deque(maxlen=max(1, patience))
         self.start: float | None = None
@@ -59,7 +59,7 @@ class StuckWatch:
 
     def add(self, update: int, losses: Mapping[str, float]) -> str | None:
         """Take in the losses of ``update``; a line for the user the first time the loss is found stuck."""
-        value = losses.get(self.name)
+        value = None if self.name is None else losses.get(self.name)
         if value is None or self.patience == 0 or self.warned:
             return None
         if self.start is None:
@@ -72,7 +72,7 @@ class StuckWatch:
             return None
         self.warned = True
         return (
-            f"{self.name} has stood at {value:.3f} for {self.patience} updates and started at {self.start:.3f}: the "
-            "masks vanish everywhere and hardly any gradient is left, which is not normal and rarely passes "
+            f"{self.name} has stood at {value:.3f} for {self.patience} updates and started at {self.start:.3f}: "
+            "hardly any gradient is left, as where masks vanish everywhere, which is not normal and rarely passes "
             "by itself. Start again with a longer warm-up (warmup_iterations), a lower lr, or a smaller clip."
         )

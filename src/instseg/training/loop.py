@@ -7,7 +7,7 @@ resumes from a checkpoint therefore repeats the run that was never interrupted.
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
@@ -19,16 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from instseg.core.errors import InstsegError
+from instseg.core.shapes import Shapes
+from instseg.core.stopping import Stop
 from instseg.data.batch import Batch
 from instseg.data.dataset import InstanceDataset
+from instseg.evaluation.best import Measured, better
+from instseg.models.base import Step, Target
 from instseg.training.checkpoint import replace_with, save_state
 from instseg.training.ema import averaged_model
 from instseg.training.guards import StuckWatch, TrainingError, TrainingInterrupted, check_finite, explain_crash
-from instseg.training.interrupt import Interrupt
 from instseg.training.loggers import RunLog, write_metrics
-from instseg.training.optim import build_optimizer, set_rate
+from instseg.training.optim import build_optimizer, freeze, frozen_norms, set_rate
+from instseg.training.processes import mean_over, same_buffers
 from instseg.training.recipe import Recipe
-from instseg.training.sampler import epoch_batches, epoch_loader, seed_of
+from instseg.training.sampler import EpochLoader, epoch_batches, seed_of
 from instseg.training.schedule import rate_factor, total_rate, warmup_updates
 
 if TYPE_CHECKING:
@@ -36,10 +40,8 @@ if TYPE_CHECKING:
 
     from instseg.model.instance_model import InstanceModel
 
-Evaluate = Callable[["InstanceModel"], Mapping[str, float]]
-"""Takes a model in eval mode; returns columns of metrics.csv, ``ap`` (mask AP) among them. A value below 0 or NaN could
-not be measured."""
-COLUMNS = ("ap", "ap50", "ap75", "box_ap")
+Evaluate = Callable[["InstanceModel"], Measured | None]
+"""Takes a model in eval mode and is called in every process; what it returns counts in the main one alone."""
 
 
 @dataclass
@@ -51,9 +53,10 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)  # of losses and gradient norms over those updates
     seconds: float = 0.0  # spent on those updates
     history: list[dict[str, float | int | None]] = field(default_factory=list)  # a row per finished epoch
-    best: float | None = None  # mask AP of best.safetensors
+    best: float | None = None  # the figure of best.safetensors, which the evaluation names
+    best_name: str | None = None
     best_epoch: int = 0
-    stale: int = 0  # evaluations since the AP last rose
+    stale: int = 0  # evaluations since it last got better
     failed: bool = False  # the evaluation after the last finished epoch
 
     @classmethod
@@ -69,9 +72,13 @@ class Losses(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = self.model(images, targets, resize=False)
-        return losses
+    def forward(
+        self, images: list[Tensor], targets: Sequence[Target], step: Step
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses and logs by name, as plain dictionaries, which the wrappers look into."""
+        made = [_target(t, i) for t, i in zip(targets, images, strict=True)]
+        terms = self.model.loss_terms(images, made, step, resize=False)
+        return terms.losses, {name: value.detach() for name, value in terms.logs.items()}
 
 
 class Trainer:
@@ -87,8 +94,10 @@ class Trainer:
         log: RunLog,
         evaluate: Evaluate | None = None,
         extra_state: Mapping[str, Any] | None = None,
-        interrupt: Interrupt | None = None,
+        interrupt: Stop | None = None,
     ) -> None:
+        from accelerate import DistributedDataParallelKwargs
+
         self.model, self.data, self.recipe, self.folder = model, data, recipe, folder
         self.accelerator, self.log, self.evaluate = accelerator, log, evaluate
         self.extra_state = dict(extra_state or {})
@@ -102,16 +111,21 @@ class Trainer:
         if recipe.channels_last:
             model.to(memory_format=torch.channels_last)
         model.to(accelerator.device)
+        freeze(model.net, recipe.freeze)
+        self.frozen_norms = frozen_norms(model.net) if recipe.freeze else []
         self.average = averaged_model(model, recipe.ema_decay) if recipe.ema_decay else None
         optimizer = build_optimizer(model, recipe, self.lr)
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=model.net.may_leave_unused)
         self.network, self.optimizer = accelerator.prepare(Losses(model), optimizer)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         warmup = warmup_updates(recipe, recipe.epochs * self.per_epoch)
-        self.stuck = StuckWatch(recipe.stuck_updates, warmup)
-        self.interrupt = interrupt or Interrupt()
+        self.stuck = StuckWatch(recipe.stuck_updates, warmup, model.net.watched_loss)
+        self.interrupt = interrupt or Stop(at_once=False)
+        self.mean = mean_over(accelerator) if recipe.average_normalizers else Step().mean
+        self.loader = EpochLoader(data, recipe, accelerator.num_processes, pin=accelerator.device.type == "cuda")
         self.saved_at = time.monotonic()
         self.left_out = data.left_out_line()  # the last line about it; opening the data has said this one
-        self.unmeasured = False  # that no AP can be measured has been said
+        self.unmeasured = False  # that nothing can be measured has been said
 
     # -- the run -------------------------------------------------------------------------------------------
 
@@ -123,7 +137,7 @@ class Trainer:
         """
         p = self.progress
         self._write(self._save)
-        with self.interrupt.held():
+        with closing(self.loader), self.interrupt.handled():
             if p.failed and p.update == 0 and self.evaluate is not None:
                 self._evaluate_again()
             while p.epoch < self.recipe.epochs and not self._patience_is_out():
@@ -144,6 +158,8 @@ class Trainer:
         p = self.progress
         self.data.set_epoch(p.epoch)
         self.network.train()
+        for norm in self.frozen_norms:
+            norm.eval()
         title = f"epoch {p.epoch + 1}/{self.recipe.epochs}"
         loaded = closing(self._load(p.epoch, skip=p.update * self.recipe.accumulate))
         with loaded as batches, self.log.bar(self.per_epoch, p.update, title) as advance:
@@ -170,39 +186,41 @@ class Trainer:
         self._say_left_out()
         if due:  # nothing that happens in an evaluation costs the epoch
             self._write(self._save)
-        metrics = self._evaluate() if due else {}
+        columns, measured = self._evaluate() if due else ({}, None)
         row: dict[str, float | int | None] = {"epoch": p.epoch + 1, "updates": self._updates_done(), "lr": self._rate()}
         row |= {name: total / self.per_epoch for name, total in p.sums.items()}
         row["images_per_second"] = self.per_epoch * self.total_batch / max(p.seconds, 1e-9)
         row["seconds"] = p.seconds
-        p.history.append(row | metrics)
+        p.history.append(row | columns)
         p.epoch, p.update, p.sums, p.seconds = p.epoch + 1, 0, {}, 0.0
-        chosen = self._choose(metrics)
+        chosen = self._choose(measured)
         self._write(self._save_state if due else self._save)
         self._write(lambda: write_metrics(self.folder / "metrics.csv", p.history))
-        self._tell(p.history[-1], chosen)
+        self._tell(p.history[-1], measured, chosen)
 
-    def _choose(self, metrics: Mapping[str, float | None]) -> bool:
-        """Keep the weights of the epoch just finished where no AP was higher: of equal ones the latest are the best."""
-        p, ap = self.progress, metrics.get("ap")
-        if ap is None:
+    def _choose(self, measured: Measured | None) -> bool:
+        """Keep the weights of the epoch just finished where none were better: of equal ones the latest are the best."""
+        p = self.progress
+        if measured is None:
             return False
-        chosen = p.best is None or ap >= p.best
-        p.stale = 0 if p.best is None or ap > p.best else p.stale + 1
+        best = measured.best
+        first = p.best is None or p.best_name not in (None, best.name)  # another figure cannot be compared
+        chosen = first or not better(p.best or 0.0, best.value, best.direction)
+        p.stale = 0 if first or better(best.value, p.best or 0.0, best.direction) else p.stale + 1
         if chosen:
-            p.best, p.best_epoch = ap, p.epoch
+            p.best, p.best_name, p.best_epoch = best.value, best.name, p.epoch
             self._write(lambda: self._save_weights("best.safetensors"))
         return chosen
 
     def _evaluate_again(self) -> None:
         """The evaluation that failed after the last finished epoch."""
         p = self.progress
-        metrics = self._evaluate()
-        p.history[-1] |= metrics
-        chosen = self._choose(metrics)
+        columns, measured = self._evaluate()
+        p.history[-1] |= columns
+        chosen = self._choose(measured)
         self._write(self._save_state)
         self._write(lambda: write_metrics(self.folder / "metrics.csv", p.history))
-        self._tell(p.history[-1], chosen)
+        self._tell(p.history[-1], measured, chosen)
 
     # -- one update ----------------------------------------------------------------------------------------
 
@@ -215,15 +233,18 @@ class Trainer:
         set_rate(self.optimizer, rate_factor(recipe, self._updates_done(), self.per_epoch))
         self.optimizer.zero_grad()
         values: dict[str, float] = {}
+        logged: dict[str, float] = {}
+        step = self._step()
         for i, batch in enumerate(micro):
             last = i + 1 == len(micro)
             with nullcontext() if last else accelerator.no_sync(self.network):
                 there = batch.to(accelerator.device)
-                losses = self.network(there.images, there.targets)
-                shares, stop, save = self._agree(losses, batch)
+                losses, logs = self.network(there.images, there.targets, step)
+                shares, seen, stop, save = self._agree(losses, logs, batch)
                 accelerator.backward(torch.stack(list(losses.values())).sum() / len(micro))
-            for name, value in shares.items():
-                values[name] = values.get(name, 0.0) + value / len(micro)
+            for sums, found in ((values, shares), (logged, seen)):
+                for name, value in found.items():
+                    sums[name] = sums.get(name, 0.0) + value / len(micro)
         norm = float(accelerator.clip_grad_norm_(self.parameters, recipe.clip or math.inf))
         if recipe.precision != "fp16":  # there the scaler looks for overflow and leaves the update out
             self._check({"the gradient norm": norm}, micro)
@@ -232,18 +253,27 @@ class Trainer:
             norm = 0.0  # the scaler found an overflow: nothing moved
         elif self.average is not None:
             self.average.update_parameters(self.model)
-        return {"loss": sum(values.values()), **values, "grad_norm": norm}, stop, save
+        return {"loss": sum(values.values()), **values, **logged, "grad_norm": norm}, stop, save
 
-    def _agree(self, losses: dict[str, Tensor], batch: Batch) -> tuple[dict[str, float], bool, bool]:
-        """The losses' means over the processes, and what any process wants: to stop, to save."""
+    def _step(self) -> Step:
+        """Where the run is; the generator is drawn from its own place, apart from that of torch's own."""
+        p, seed = self.progress, self.recipe.seed
+        draw = torch.Generator().manual_seed(seed_of(seed, p.epoch, p.update, self.accelerator.process_index, 1))
+        return Step(self._updates_done(), p.epoch, draw, self.mean)
+
+    def _agree(
+        self, losses: dict[str, Tensor], logs: dict[str, Tensor], batch: Batch
+    ) -> tuple[dict[str, float], dict[str, float], bool, bool]:
+        """The means of losses and logs over the processes, and what any process wants: to stop, to save."""
         due = time.monotonic() - self.saved_at > 60 * self.recipe.checkpoint_minutes
         wishes = torch.tensor([self.interrupt.asked, due and self.accelerator.is_main_process])
-        shared = torch.stack([loss.detach().float() for loss in losses.values()])
+        shared = torch.stack([value.detach().float() for value in (*losses.values(), *logs.values())])
         shared = torch.cat([shared, wishes.to(shared)])
         numbers = self.accelerator.reduce(shared, "mean").tolist()
         values = dict(zip(losses, numbers, strict=False))
+        seen = dict(zip(logs, numbers[len(losses) :], strict=False))
         self._check(values, [batch])
-        return values, numbers[-2] > 0, numbers[-1] > 0
+        return values, seen, numbers[-2] > 0, numbers[-1] > 0
 
     def _check(self, values: Mapping[str, float], batches: list[Batch]) -> None:
         """Refuse what is not a number, naming the images of all processes."""
@@ -268,7 +298,7 @@ class Trainer:
         """This process' batches of an epoch from the ``skip``-th on, without loading the ones before."""
         a = self.accelerator
         mine = self._batches(epoch)[a.process_index :: a.num_processes][skip:]
-        return epoch_loader(self.data, mine, self.recipe, a.num_processes, pin=a.device.type == "cuda")
+        return self.loader.batches(mine)
 
     def _updates_done(self) -> int:
         return self.progress.epoch * self.per_epoch + self.progress.update
@@ -279,7 +309,7 @@ class Trainer:
     def _patience_is_out(self) -> bool:
         out = 0 < self.recipe.patience <= self.progress.stale
         if out:
-            self.log.line(f"no better AP in {self.progress.stale} evaluations: stopping early")
+            self.log.line(f"no better {self.progress.best_name} in {self.progress.stale} evaluations: stopping early")
         return out
 
     # -- telling, evaluating -------------------------------------------------------------------------------
@@ -298,25 +328,28 @@ class Trainer:
         )
         self.log.scalars({**values, "lr": self._rate(), "images_per_second": speed}, done)
 
-    def _evaluate(self) -> dict[str, float | None]:
-        """Evaluate the averaged weights where there are any, on the main process; the others wait.
+    def _evaluate(self) -> tuple[dict[str, float | None], Measured | None]:
+        """Evaluate the averaged weights where there are any, with all processes.
 
-        Returns a row's columns; None for what could not be measured.
+        Returns a row's columns, with None for what could not be measured, and what chooses the weights, if it could be.
         """
         from accelerate.utils import broadcast_object_list
 
-        found: Mapping[str, float] | None = {}
+        measured: Measured | None = None
         fault: str | None = None
-        if self.accelerator.is_main_process and self.evaluate is not None:
-            try:
-                with self.interrupt.at_once():
-                    found = dict(self.evaluate(self._weights().eval()))
-            except KeyboardInterrupt:
-                found = None
-            except Exception as error:  # whatever it is, training does not depend on it
-                fault = self._why(error)
-        found, fault = broadcast_object_list([found, fault])
-        if found is None:  # the epoch's updates are all done and counted, so this is a state to resume from
+        stopped = False
+        weights = self._weights()
+        same_buffers(weights, self.accelerator)
+        alone = self.accelerator.num_processes == 1  # several agree about a stop where they exchange what they found
+        try:
+            with self.interrupt.at_once() if alone else nullcontext():
+                measured = self.evaluate(weights.eval()) if self.evaluate is not None else None
+        except KeyboardInterrupt:
+            stopped = True
+        except Exception as error:  # whatever it is, training does not depend on it
+            fault = self._why(error)
+        measured, fault, stopped = broadcast_object_list([measured, fault, stopped])
+        if stopped:  # the epoch's updates are all done and counted, so this is a state to resume from
             self._stop()
         self.progress.failed = fault is not None
         if fault is not None:
@@ -324,14 +357,18 @@ class Trainer:
                 f"warning: the evaluation failed ({fault}); the epoch is saved, and evaluation is tried again after "
                 "the next one, or with --resume"
             )
-        columns = {name: v if math.isfinite(v) and v >= 0 else None for name, v in found.items()}
-        if fault is None and columns.get("ap") is None and not self.unmeasured:
+        if measured is None:
+            return {}, None
+        columns = {name: v if _is_measured(v) else None for name, v in measured.columns.items()}
+        if _is_measured(measured.best.value):
+            return columns, measured
+        if not self.unmeasured:
             self.unmeasured = True
             self.log.line(
-                "warning: the evaluation has nothing to find, so there is no AP: best.safetensors will be the last "
-                "weights"
+                f"warning: the evaluation has nothing to find, so there is no {measured.best.title}: best.safetensors "
+                "will be the last weights"
             )
-        return {**dict.fromkeys(COLUMNS), **columns}
+        return columns, None
 
     def _why(self, error: Exception) -> str:
         """An evaluation's failure in one line."""
@@ -349,13 +386,16 @@ class Trainer:
             self.left_out = line
             self.log.line(f"warning: {line}")
 
-    def _tell(self, row: Mapping[str, float | int | None], best: bool) -> None:
+    def _tell(self, row: Mapping[str, float | int | None], measured: Measured | None, chosen: bool) -> None:
         parts = [f"epoch {row['epoch']}/{self.recipe.epochs}: loss {row['loss']:.4f}"]
-        if row.get("ap") is not None:
-            parts.append(f"mask AP {row['ap']:.4f} AP50 {row['ap50']:.4f}{' (best so far)' if best else ''}")
+        if measured is not None:
+            more = "".join(f" {title} {measured.columns[name]:.4f}" for title, name in measured.more.items())
+            best = measured.best
+            parts.append(f"{best.title} {best.value:.4f}{more}{' (best so far)' if chosen else ''}")
         parts.append(f"{row['images_per_second']:.1f} images/s")
         self.log.line(", ".join(parts))
-        self.log.scalars({k: float(v) for k, v in row.items() if "ap" in k and v is not None}, self._updates_done())
+        columns = measured.columns if measured is not None else {}
+        self.log.scalars({name: value for name, value in columns.items() if _is_measured(value)}, self._updates_done())
 
     # -- keeping -------------------------------------------------------------------------------------------
 
@@ -414,3 +454,15 @@ class Trainer:
             f"interrupted in epoch {p.epoch + 1} after update {p.update} of {self.per_epoch}; everything is in "
             f"{self.folder / 'last.ckpt'}: the same call with --resume (resume=True) continues the run."
         )
+
+
+def _target(target: Any, image: Tensor) -> Target:
+    if isinstance(target, Target):
+        return target
+    size = (int(image.shape[-2]), int(image.shape[-1]))
+    return Target(size, target["labels"], target["boxes"], Shapes.from_masks(target["masks"]))
+
+
+def _is_measured(value: float) -> bool:
+    """Evaluations write -1 or NaN where there was nothing to measure."""
+    return math.isfinite(value) and value >= 0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from instseg.core.errors import CheckpointError, ConfigError
 from instseg.core.folders import free_folder
+from instseg.models.config import renamed
 from instseg.models.zoo import build_config, config_fields, fields_from
 from instseg.training.checkpoint import State, load_state
 from instseg.training.recipe import Recipe, load_recipe, read_recipe, split_fields
@@ -26,7 +27,11 @@ FREE_ON_RESUME = frozenset(
 # What is said where one of them does: the others concern the machine.
 SAID = ("epochs", "on_error", "evaluate_every", "evaluate_split", "evaluate_batch")
 # What runs did before a recipe had these fields.
-BEFORE: dict[str, Any] = {"val_split": 0.0, "crowd": "ignore", "classes": None, "evaluate_batch": None}
+BEFORE: dict[str, Any] = {
+    "val_split": 0.0, "crowd": "ignore", "classes": None, "evaluate_batch": None, "norm_weight_decay": None,
+    "bias_weight_decay": None, "bias_lr_factor": 1.0, "freeze": [], "average_normalizers": False,
+    "lr_drops_updates": [], "warmup": "linear",
+}  # fmt: skip
 PRODUCTS = ("last.ckpt", "last.ckpt.prev", "last.safetensors", "best.safetensors", "metrics.csv")
 
 
@@ -72,7 +77,7 @@ def resumed_plan(folder: Path, config: str | Path | None, given: dict[str, Any])
     lacks = sorted({"recipe", "model_name", "model_config", "model_extra", "data_fingerprint", "progress"} - set(state))
     if lacks:
         raise CheckpointError(f"{folder / 'last.ckpt'} is not the state of a run: it lacks {', '.join(lacks)}.")
-    saved, name, fields = state["recipe"], state["model_name"], state["model_config"]
+    saved, name, fields = state["recipe"], state["model_name"], renamed(state["model_config"])
     began = {**BEFORE, **saved}
     # A recipe may have fields that were not there when the run began: it keeps what it did then.
     asked = {k: v for k, v in read_recipe(config).items() if k in saved or k not in BEFORE} if config else {}

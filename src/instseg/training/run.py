@@ -14,6 +14,8 @@ import torch
 from instseg._version import __version__
 from instseg.core.environment import pick_device
 from instseg.core.errors import CheckpointError, ConfigError, InstsegError
+from instseg.core.lock import locked
+from instseg.core.stopping import Stop
 from instseg.core.values import parsed
 from instseg.data.dataset import InstanceDataset
 from instseg.data.holdout import KEY
@@ -25,8 +27,6 @@ from instseg.models.zoo import MODELS
 from instseg.training.checkpoint import State, replace_file
 from instseg.training.data import TrainingData, make_evaluate, open_training_data
 from instseg.training.guards import TrainingInterrupted
-from instseg.training.interrupt import Interrupt
-from instseg.training.lock import locked
 from instseg.training.loggers import RunLog
 from instseg.training.loop import Trainer
 from instseg.training.plan import Plan, new_folder, new_plan, resumed_folder, resumed_plan
@@ -76,8 +76,9 @@ def train(
         progress: show lines and a progress bar on the screen.
 
     Returns:
-        ``folder``, ``epochs``, ``best_ap``, ``best_epoch`` (None and 0 without evaluation), and ``last``, the last
-        row of ``metrics.csv``.
+        ``folder``, ``epochs``, ``best`` and ``best_metric`` (the figure of the best weights, and its column in
+        ``metrics.csv``), ``best_ap`` (the same where it is an AP), ``best_epoch`` (None and 0 without evaluation), and
+        ``last``, the last row of ``metrics.csv``.
 
     Raises:
         ConfigError: unknown or impossible field, a run folder that holds a run or is in use, a field changed on resume.
@@ -90,10 +91,10 @@ def train(
         data, overrides, model=model, weights=weights, device=device, workers=workers, batch=batch, split=split
     )
     folder = resumed_folder(out) if resume else None
-    interrupt = Interrupt()
+    interrupt = Stop(at_once=False)
     main, ours = int(os.environ.get("RANK", "0")) == 0, False
     try:
-        with interrupt.held(), ExitStack() as stack:
+        with interrupt.handled(), ExitStack() as stack:
             with interrupt.at_once():  # there is nothing to save yet
                 if folder is not None and main:
                     stack.enter_context(locked(folder))
@@ -154,7 +155,7 @@ def _opened_log(plan: Plan, folder: Path | None, progress: bool) -> Iterator[Run
         log.close()
 
 
-def _build(plan: Plan, folder: Path, accelerator: "Accelerator", log: RunLog, interrupt: Interrupt) -> Trainer:
+def _build(plan: Plan, folder: Path, accelerator: "Accelerator", log: RunLog, interrupt: Stop) -> Trainer:
     """Everything that a run needs, at the point where it starts or was stopped; writes what describes the run."""
     recipe, state = plan.recipe, plan.state
     for line in plan.notices:
@@ -172,7 +173,7 @@ def _build(plan: Plan, folder: Path, accelerator: "Accelerator", log: RunLog, in
     if data.record is not None:
         model.extra[KEY] = data.record
     augmented = dataset.with_transform(build_transform(at_model_scale(recipe, model.config), train=True))
-    evaluator = make_evaluate(recipe, data, accelerator, log, state)
+    evaluator = make_evaluate(recipe, data, accelerator, log, state, interrupt)
     saved = _saved_with_the_state(recipe, model, data, accelerator)
     trainer = Trainer(model, augmented, recipe, folder, accelerator, log, evaluator, saved, interrupt)
     if state is not None:
@@ -237,7 +238,9 @@ def _fit(trainer: Trainer) -> dict[str, Any]:
     return {
         "folder": str(folder),
         "epochs": progress.epoch,
-        "best_ap": progress.best,
+        "best": progress.best,
+        "best_metric": progress.best_name,
+        "best_ap": progress.best if (progress.best_name or "ap").endswith("ap") else None,
         "best_epoch": progress.best_epoch,
         "last": progress.history[-1] if progress.history else {},
     }
@@ -263,7 +266,7 @@ def make_accelerator(recipe: Recipe) -> "Accelerator":
     return Accelerator(
         cpu=wanted.type == "cpu",
         mixed_precision="no" if recipe.precision == "fp32" else recipe.precision,
-        # the main process evaluates alone while the others wait
+        # the main process scores an evaluation alone while the others wait
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
     )
 

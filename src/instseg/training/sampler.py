@@ -1,19 +1,18 @@
 """The order of the images: a function of (seed, epoch), cut into batches that every process can work out alone."""
 
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from instseg.core.environment import cores
 from instseg.core.errors import InstsegError
 from instseg.data.batch import Batch, Sample, collate
 from instseg.data.dataset import InstanceDataset
-from instseg.data.workers import batches_of
+from instseg.data.workers import LoaderProcesses
 
 if TYPE_CHECKING:
     from instseg.training.recipe import Recipe
@@ -83,21 +82,48 @@ def loader_processes(workers: int | None, processes: int) -> int:
     return min(4, cores() // processes)
 
 
-def epoch_loader(
-    data: InstanceDataset, batches: list[list[int]], recipe: "Recipe", processes: int, pin: bool
-) -> Generator[Batch]:
-    """The given batches, loaded in this process or in loader processes. Raises what a sample could not be read for."""
-    workers = loader_processes(recipe.workers, processes)
-    loader: DataLoader[Any] = DataLoader(
-        Readable(data),
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=pin,
-        generator=torch.Generator().manual_seed(0),  # leaves the global generator alone
-    )
-    with closing(batches_of(loader)) as loaded:
-        for batch in loaded:
+class EpochLoader:
+    """Loads one epoch after the other, in this process or in loader processes that live as long as the run.
+
+    The processes see each epoch's order, since it is handed to them batch by batch, and its number, which the data set
+    shares with them.
+    """
+
+    def __init__(self, data: InstanceDataset, recipe: "Recipe", processes: int, pin: bool) -> None:
+        workers = loader_processes(recipe.workers, processes)
+        self._order = _Order()
+        loader: DataLoader[Any] = DataLoader(
+            Readable(data),
+            batch_sampler=self._order,
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=pin,
+            persistent_workers=workers > 0,
+            generator=torch.Generator().manual_seed(0),  # leaves the global generator alone
+        )
+        self._loading = LoaderProcesses(loader)
+
+    def batches(self, order: list[list[int]]) -> Generator[Batch]:
+        """The given batches. Raises what a sample could not be read for."""
+        self._order.batches = order
+        for batch in self._loading.batches():
             if isinstance(batch, InstsegError):
                 raise batch
             yield batch
+
+    def close(self) -> None:
+        """Ends the loader processes."""
+        self._loading.close()
+
+
+class _Order(Sampler[list[int]]):
+    """The batches of the epoch under way."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)

@@ -28,6 +28,7 @@ class GridNet(Net[G]):
     """A backbone with its pyramid; a subclass builds the branches and says which ``maps`` its masks live on."""
 
     may_leave_unused = True  # a level without an object teaches its own parameters nothing
+    watched_loss = "loss_mask"  # where all masks vanish a dice loss has hardly any gradient
 
     config: GridConfig
     maps: list[LevelSpec]

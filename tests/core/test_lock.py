@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from instseg.core.errors import ConfigError
-from instseg.training.lock import NAME, locked
+from instseg.core.lock import NAME, locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from instseg.training.lock import locked
+from instseg.core.lock import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(60)

@@ -174,7 +174,8 @@ class Aggregation(nn.Module):
         if self.anchors == 1:
             return conv_at(conv, feature, cells)
         found = conv_at(conv, feature, cells // self.anchors)
-        return found.view(len(cells), self.anchors, -1)[torch.arange(len(cells), device=cells.device), cells % self.anchors]
+        which = torch.arange(len(cells), device=cells.device)
+        return found.view(len(cells), self.anchors, -1)[which, cells % self.anchors]
 
     def forward(
         self,

@@ -1,5 +1,5 @@
-"""Objects to grid cells: the assignment that all methods of the SOLO family share, section 3.3.1 of Wang et al., "SOLO: A
-Simple Framework for Instance Segmentation", TPAMI 2021, https://arxiv.org/abs/2106.15947."""
+"""Objects to grid cells: the assignment that all methods of the SOLO family share, Wang et al., "SOLO: A Simple
+Framework for Instance Segmentation", TPAMI 2021, https://arxiv.org/abs/2106.15947, section 3.3.1."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

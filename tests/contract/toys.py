@@ -19,6 +19,7 @@ from instseg.models.config import Fraction, InferenceSettings, ModelConfig, Posi
 from instseg.models.zoo import ModelEntry
 
 WINDOW = 7  # cells a side of what a head sees of a proposal, and of its mask
+CANDIDATES = 300  # objects of an image that are compared
 STRIDE = 8  # pixels of the input for each location
 
 
@@ -67,13 +68,13 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 def kept(boxes: Tensor, scores: Tensor, labels: Tensor, settings: ToySettings, cap: int) -> Tensor:
     """Indices of the objects that stay, best first, at most one more than ``cap``."""
     order = scores.argsort(descending=True, stable=True)
-    order = order[scores[order] >= settings.score]
-    overlaps = iou(boxes, boxes) * (labels[:, None] == labels)
+    order = order[scores[order] >= settings.score][:CANDIDATES]
+    suppress = (iou(boxes[order], boxes[order]) > settings.overlap) & (labels[order, None] == labels[order])
     chosen: list[int] = []
-    for i in order.tolist():
-        if all(float(overlaps[i, j]) <= settings.overlap for j in chosen):
+    for i, row in enumerate(suppress.tolist()):
+        if not any(row[j] for j in chosen):
             chosen.append(i)
-    return torch.tensor(chosen[: cap + 1], dtype=torch.int64, device=boxes.device)
+    return order[torch.tensor(chosen[: cap + 1], dtype=torch.int64, device=order.device)]
 
 
 def trunk(width: int) -> nn.Sequential:

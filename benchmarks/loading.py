@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from instseg.data.dataset import collate, open_dataset
+from instseg.data.dataset import collate
+from instseg.data.open import open_dataset
 from instseg.data.transforms.augment import build_transform
 from instseg.model.load import create_model
 from instseg.models.zoo import config_fields

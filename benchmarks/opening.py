@@ -70,7 +70,7 @@ def child(root: str) -> None:
     """In a process of its own: open the set, print seconds and peak memory above the imports, MiB."""
     import torch  # noqa: F401
 
-    from instseg.data.dataset import open_dataset
+    from instseg.data.open import open_dataset
 
     def peak() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

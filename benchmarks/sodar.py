@@ -113,7 +113,7 @@ def run_all(args: argparse.Namespace) -> None:
 
 
 def datasets(data: str, folder: str, seed: int) -> tuple[Any, Any]:
-    from instseg.data.dataset import open_dataset
+    from instseg.data.open import open_dataset
     from instseg.data.shapes import ShapesConfig, shapes
     from instseg.data.transforms.augment import Augment, build_transform
 

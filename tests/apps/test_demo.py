@@ -16,8 +16,9 @@ from instseg.core import rle
 from instseg.core.categories import Categories
 from instseg.core.instances import Instances
 from instseg.core.masks import Masks
-from instseg.data.dataset import InstanceDataset, open_dataset
+from instseg.data.dataset import InstanceDataset
 from instseg.data.images.read import ImageRule
+from instseg.data.open import open_dataset
 from instseg.metrics.coco import evaluate_coco
 
 
@@ -57,7 +58,7 @@ def test_demo_writes_pictures_results_and_a_report_and_prints_the_ap_of_its_json
 ) -> None:
     dataset = open_dataset(demo.DATA, demo.SPLIT)
     dataset.records = dataset.records[1:4]
-    monkeypatch.setattr("instseg.data.dataset.open_dataset", lambda *_: dataset)
+    monkeypatch.setattr("instseg.data.open.open_dataset", lambda *_: dataset)
     monkeypatch.setattr(demo, "resolve_model", lambda model, device: model)
     metrics = demo.run_demo(tmp_path / "out", model=Knows(dataset), device="cpu", progress=False)  # type: ignore[arg-type]
 

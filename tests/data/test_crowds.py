@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from instseg.data.crowds import Crowd
-from instseg.data.dataset import open_dataset
+from instseg.data.open import open_dataset
 from instseg.inspect.check import check_dataset
 
 

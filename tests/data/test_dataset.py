@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from instseg.core.categories import Categories
 from instseg.core.errors import DataError
 from instseg.core.render import encode_window
-from instseg.data.dataset import InstanceDataset, collate, ground_truth, open_dataset, splits
+from instseg.data.dataset import InstanceDataset, collate, ground_truth
+from instseg.data.open import open_dataset, splits
 from instseg.data.transforms.augment import Augment, build_transform
 
 STRONG = Augment(enlarge=1.5, crop=32, flip=0.5, rotate90=True, brightness=0.3, hue=0.1, copy_paste=0.5)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from instseg.core.errors import DataError
-from instseg.data.dataset import InstanceDataset, open_dataset, splits
+from instseg.data.dataset import InstanceDataset
+from instseg.data.open import open_dataset, splits
 from instseg.inspect.check import check_dataset
 
 Unpack = Callable[[str, Path], dict[str, Any]]

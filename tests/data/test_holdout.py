@@ -12,8 +12,9 @@ from PIL import Image
 
 from instseg.core import rle
 from instseg.core.categories import Categories
-from instseg.data.dataset import InstanceDataset, open_dataset
+from instseg.data.dataset import InstanceDataset
 from instseg.data.holdout import held_out, hold_out, make_record, parts
+from instseg.data.open import open_dataset
 from instseg.data.records import Annotation, Record
 
 CODE = rle.encode(np.ones((4, 4), np.uint8))

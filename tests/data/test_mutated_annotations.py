@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from instseg.core.errors import DataError
-from instseg.data.dataset import open_dataset
+from instseg.data.open import open_dataset
 from instseg.inspect.check import check_dataset
 
 JUNK: list[Any] = [

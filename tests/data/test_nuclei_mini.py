@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import instseg.data
-from instseg.data.dataset import open_dataset
+from instseg.data.open import open_dataset
 from instseg.inspect.check import check_dataset
 
 FOLDER = Path(instseg.data.__file__).parent.parent / "assets" / "nuclei-mini"

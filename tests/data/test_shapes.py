@@ -8,7 +8,8 @@ import torch
 
 from instseg.core import rle as rle_codes
 from instseg.core.errors import ConfigError
-from instseg.data.dataset import ground_truth, open_dataset, splits
+from instseg.data.dataset import ground_truth
+from instseg.data.open import open_dataset, splits
 from instseg.data.shapes import CATEGORIES, ShapesConfig, draw_picture, shapes
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from instseg.core.categories import Categories
 from instseg.core.errors import CheckpointError, ConfigError, DataError
-from instseg.data.dataset import InstanceDataset, ground_truth, open_dataset
+from instseg.data.dataset import InstanceDataset, ground_truth
 from instseg.data.holdout import KEY, make_record
 from instseg.data.images.read import ImageRule
+from instseg.data.open import open_dataset
 from instseg.data.records import Record
 from instseg.evaluation.evaluate import evaluate
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from instseg.core.errors import DataError
-from instseg.data.dataset import open_dataset
+from instseg.data.open import open_dataset
 from instseg.inspect.check import KINDS, Report, check_dataset
 
 Change = Callable[[Any], object]

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from instseg.core import rle
 from instseg.core.environment import cores
-from instseg.data.dataset import open_dataset
+from instseg.data.open import open_dataset
 from instseg.model.instance_model import InstanceModel
 from instseg.model.pipeline import Observer, Pass
 from instseg.models.base import Staged

@@ -63,7 +63,8 @@ def run_demo(
 
     Raises CheckpointError when the bundled weights are missing, DataError when `out` cannot be written.
     """
-    from instseg.data.dataset import ground_truth, open_dataset
+    from instseg.data.dataset import ground_truth
+    from instseg.data.open import open_dataset
 
     folder = Path(out)
     dataset = open_dataset(DATA, SPLIT)

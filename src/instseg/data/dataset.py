@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -14,14 +15,9 @@ from torch.utils.data import Dataset
 from instseg.core import rle as rle_codes
 from instseg.core.categories import Categories
 from instseg.core.errors import DataError, did_you_mean
+from instseg.core.target import MASKS, Need
 from instseg.data.batch import Batch, Sample, collate
-from instseg.data.crowds import Crowd, decide_crowds
-from instseg.data.formats.cache import read_index
-from instseg.data.formats.index import Index, IndexedRecords
-from instseg.data.formats.layout import Located, locate
-from instseg.data.formats.layout import splits as _splits
 from instseg.data.images.read import ImageRule, read_image
-from instseg.data.opening import HEADERS, open_pictures
 from instseg.data.records import (
     Annotation,
     ChosenRecords,
@@ -30,28 +26,15 @@ from instseg.data.records import (
     Problems,
     Record,
     Records,
-    Severity,
     left_out_text,
 )
-from instseg.data.transforms.augment import RawSample, Shot, Transform, untouched
+from instseg.data.transforms.augment import RawSample, Transform, untouched
 
-__all__ = [
-    "Annotation",
-    "Batch",
-    "InstanceDataset",
-    "Record",
-    "Sample",
-    "collate",
-    "ground_truth",
-    "open_dataset",
-    "splits",
-]
+__all__ = ["Annotation", "Batch", "InstanceDataset", "Record", "Sample", "collate", "ground_truth"]
 
 OnError: TypeAlias = Literal["raise", "skip"]
-_NUCLEI_MINI = Path(__file__).parent.parent / "assets" / "nuclei-mini"
 Reader: TypeAlias = Callable[[Record], Tensor]
-# Of a data set of at most this many bytes of masks all records are made when it is opened.
-_KEPT_BYTES = 16 << 20
+SemanticReader: TypeAlias = Callable[[Record], Tensor | None]
 
 
 class InstanceDataset(Dataset[Sample]):
@@ -75,6 +58,8 @@ class InstanceDataset(Dataset[Sample]):
         on_error: OnError = "raise",
         image_rule: ImageRule | None = None,
         problems: Problems | None = None,
+        needs: frozenset[Need] = MASKS,
+        read_semantic: SemanticReader | None = None,
     ) -> None:
         """
         Args:
@@ -90,6 +75,9 @@ class InstanceDataset(Dataset[Sample]):
             image_rule: how its files become pixels; by default as
                 :func:`~instseg.data.images.read.read_image` does alone.
             problems: what was found when it was opened.
+            needs: what samples hold besides boxes and labels; nothing else is decoded.
+            read_semantic: returns the class of each pixel of a record's image, (H, W) int64, 255 where it is
+                ignored, or None.
         """
         self.records = records
         self.categories = categories
@@ -100,7 +88,9 @@ class InstanceDataset(Dataset[Sample]):
         self.on_error: OnError = on_error
         self.image_rule = image_rule or ImageRule()
         self.problems = problems or Problems()
+        self.needs = needs
         self._read = read
+        self._read_semantic = read_semantic
         # Shared with the workers, also with those that live on from epoch to epoch.
         self._epoch = torch.zeros(1, dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -157,6 +147,8 @@ class InstanceDataset(Dataset[Sample]):
             on_error=self.on_error,
             image_rule=self.image_rule,
             problems=self.problems,
+            needs=self.needs,
+            read_semantic=self._read_semantic,
         )
 
     # -- what is in it, without reading an image -----------------------------------------------------------
@@ -216,14 +208,14 @@ class InstanceDataset(Dataset[Sample]):
         if not 0 <= index < len(self):  # which also ends `for sample in dataset`
             raise IndexError(f"sample {index} of {len(self)}")
         rng = np.random.default_rng([self.seed, int(self._epoch[0]), index])
-        scene, record = self._scene(index)
-        shot: Shot = (self.transform or untouched)(scene, rng, self._other)
-        return Sample(shot.image, shot.boxes, shot.labels, shot.masks, record.image_id, index)
+        raw, record = self._raw(index)
+        sample = (self.transform or untouched)(raw, rng, self._other)
+        return replace(sample, image_id=record.image_id, index=index)
 
     def _other(self, rng: np.random.Generator) -> RawSample:
-        return self._scene(int(rng.integers(len(self))))[0]
+        return self._raw(int(rng.integers(len(self))))[0]
 
-    def _scene(self, index: int) -> tuple[RawSample, Record]:
+    def _raw(self, index: int) -> tuple[RawSample, Record]:
         for step in range(len(self)):
             record = self.records[(index + step) % len(self)]
             try:
@@ -233,7 +225,11 @@ class InstanceDataset(Dataset[Sample]):
                     raise
                 warnings.warn(f"skipped an image: {error}", stacklevel=2)
                 continue
-            return RawSample(image, [a for a in record.annotations if not a.crowd]), record
+            semantic = None
+            if "semantic" in self.needs and self._read_semantic is not None:
+                semantic = self._read_semantic(record)
+            objects = [a for a in record.annotations if not a.crowd]
+            return RawSample(image, objects, semantic, self.needs), record
         raise DataError(f"{self.name}: no image of split {self.split} can be read; check the files.")
 
 
@@ -255,142 +251,6 @@ def read_record(record: Record, rule: ImageRule | None = None) -> Tensor:
             return turned
     found = f"{image.shape[2]} x {image.shape[1]}, the record says {record.width} x {record.height}"
     raise DataError(f"{record.path}: image is {found} (width x height); correct the record or the image.")
-
-
-def open_dataset(
-    data: str | Path,
-    split: str = "train",
-    *,
-    on_error: OnError = "raise",
-    keep_empty: bool = True,
-    size: int | None = None,
-    seed: int = 0,
-    crowd: Crowd = "auto",
-    classes: Sequence[str] | None = None,
-) -> InstanceDataset:
-    """Open one split of a data set.
-
-    What cannot be trained on and harms nothing is left out and counted, with one warning: annotations without a mask,
-    a pixel or a category, and those that stand twice. What would make the result wrong is an error: unknown ids,
-    missing images, masks and records of another size than the image.
-
-    Args:
-        data: a folder that holds COCO JSON files, a COCO JSON, a data YAML
-            (see :func:`~instseg.data.formats.layout.locate`), ``"shapes"`` or ``"nuclei-mini"``.
-        split: ``train``, ``val`` or ``test``.
-        on_error: ``"raise"`` a DataError at the first error, or ``"skip"`` what is defective with one warning that
-            counts it.
-        keep_empty: keep images without objects.
-        size: how many pictures, for ``"shapes"``.
-        seed: of the augmentation, and of the pictures of ``"shapes"``.
-        crowd: what ``iscrowd`` means, see :func:`~instseg.data.crowds.decide_crowds`.
-        classes: the classes to use and their order; None uses all.
-
-    Raises:
-        DataError: nothing there, not COCO, nothing left, an unknown class, or a defect with ``on_error="raise"``.
-    """
-    if str(data) == "shapes":
-        from instseg.data.shapes import ShapesConfig, shapes
-
-        drawn = shapes(split, size, ShapesConfig(seed=seed), seed=seed)
-        return drawn if classes is None else drawn.with_classes(classes)
-    located = locate(data_path(data), split)
-    index = read_index(located.annotations)
-    if split == "train" and len(index) and not len(index.labels) and not index.problems.number("error"):
-        raise DataError(f"{index.file}: no image has an object to train on{why_empty(index)}.")
-    siblings = siblings_of(data_path(data), split) if crowd == "auto" and index.crowd.any() else []
-    records, problems, rule = open_records(index, located, crowd, siblings)
-    _raise_or_warn(problems, on_error)
-    if not len(records):
-        raise DataError(f"{index.file}: holds no usable image; look at it with `instseg data check`.")
-    dataset = InstanceDataset(
-        records,
-        index.categories,
-        seed=seed,
-        name=located.name,
-        split=split,
-        on_error=on_error,
-        image_rule=rule,
-        problems=problems,
-    )
-    if classes is not None:
-        dataset = dataset.with_classes(classes)
-    with_objects = np.unique(dataset.objects()[0])
-    if not len(with_objects) and (split == "train" or not keep_empty):
-        raise DataError(f"{index.file}: no image has an object to train on; annotate some.")
-    line = dataset.left_out_line()
-    if line is not None:
-        warnings.warn(f"{line}; `instseg data check` lists them", stacklevel=2)
-    return dataset if keep_empty else dataset.subset(with_objects)
-
-
-def open_records(
-    index: Index, located: Located, crowd: Crowd = "auto", siblings: Sequence[Index] = (), *, all_now: bool = False
-) -> tuple[IndexedRecords, Problems, ImageRule]:
-    """The records of an index with their images, and every defect found on the way.
-
-    Those of a small data set are all made now, so that its defects are known; ``all_now`` does so for any.
-    """
-    problems = Problems()
-    problems.extend(index.problems.kept)
-    problems.counts = index.problems.counts.copy()
-    opened = open_pictures(index, located, problems.add)
-    crowds, line = decide_crowds(index, crowd, siblings)
-    if line is not None:
-        warnings.warn(line, stacklevel=3)
-    records = IndexedRecords(index, opened.pictures, crowds)
-    if all_now or (len(records) <= HEADERS and int(index.lengths.sum()) <= _KEPT_BYTES):
-        records.keep(problems.add)
-    return records, problems, opened.rule
-
-
-def siblings_of(data: Path, split: str) -> list[Index]:
-    """The indexes of a data set's other splits, as far as they can be read."""
-    found = []
-    for other in _splits(data):
-        if other == split or data.suffix.lower() == ".json":
-            continue
-        try:
-            found.append(read_index(locate(data, other).annotations))
-        except DataError:
-            continue
-    return found
-
-
-def _raise_or_warn(problems: Problems, on_error: OnError) -> None:
-    """Raise the first error, or count all of them in a warning."""
-    errors = problems.of("error")
-    if not errors:
-        return
-    first = errors[0]
-    if on_error == "raise":
-        whole = not first.record
-        raise DataError(first.line if whole else f"{first.line} (on_error=skip leaves it out)")
-    severity: Severity = "error"
-    number, kinds = problems.number(severity), problems.kinds(severity)
-    warnings.warn(f"skipped {number} defective records ({kinds}); first: {first.line}", stacklevel=3)
-
-
-def why_empty(index: Index) -> str:
-    """Why the file of a data set without an object has none, to append to a sentence; empty where that shows."""
-    if index.problems.number("left_out"):
-        counts = [(kind, n) for (severity, kind), n in index.problems.counts.items() if severity == "left_out"]
-        return f" (left out: {left_out_text(counts)})"
-    if not len(index.labels):
-        return " (its list of annotations is empty; masks drawn with a brush need an export with RLE)"
-    return ""
-
-
-def splits(data: str | Path) -> tuple[str, ...]:
-    """The splits that a data set has, of train, val and test; a single JSON counts as ``("train",)``."""
-    if str(data) == "shapes":
-        return ("train", "val", "test")
-    return _splits(data_path(data))
-
-
-def data_path(data: str | Path) -> Path:
-    """Where a data set lies on disk; ``"nuclei-mini"`` lies inside the package."""
-    return _NUCLEI_MINI if str(data) == "nuclei-mini" else Path(data)
 
 
 def ground_truth(dataset: InstanceDataset) -> dict[str, Any]:

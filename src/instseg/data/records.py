@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from instseg.core.rle import RLE
 
@@ -31,6 +32,9 @@ class Annotation:
         area: pixels of the mask. COCO splits sizes by it. The file's own ``area`` is not used: several tools write
             that of the box.
         crowd: a region that holds many objects; no training target, ignored in evaluation.
+        polygons: its rings, (K, 2) float64 xy each, where the file gives polygons.
+        matte: (H, W) float32 in [0, 1], where the data has soft masks.
+        has_mask: False for an object of which only the box was read; ``rle`` is then that of the box.
     """
 
     id: int
@@ -39,6 +43,9 @@ class Annotation:
     box: tuple[float, float, float, float]
     area: float
     crowd: bool = False
+    polygons: tuple[npt.NDArray[np.float64], ...] = ()
+    matte: Tensor | None = None
+    has_mask: bool = True
 
 
 @dataclass(frozen=True)
@@ -247,6 +254,9 @@ class Problems:
     def extend(self, problems: Iterable[Problem]) -> None:
         for problem in problems:
             self.add(problem)
+
+    def copy(self) -> "Problems":
+        return Problems(list(self.kept), self.counts.copy())
 
     def of(self, severity: Severity) -> list[Problem]:
         return [problem for problem in self.kept if problem.severity == severity]

@@ -139,8 +139,8 @@ def _open(
     model: InstanceModel, data: str | Path, split: str, on_error: OnError, crowd: Crowd
 ) -> tuple[InstanceDataset, dict[str, int] | None]:
     """The data set to evaluate on, and how many images of how many it holds where a run held them out."""
-    from instseg.data.dataset import open_dataset
     from instseg.data.holdout import KEY, held_out
+    from instseg.data.open import open_dataset
 
     record = model.extra.get(KEY)
     part = split if not record or _has_split(data, split) else "train"
@@ -167,8 +167,8 @@ def _open(
 
 
 def _has_split(data: str | Path, split: str) -> bool:
-    from instseg.data.dataset import data_path
     from instseg.data.formats.layout import locate
+    from instseg.data.open import data_path
 
     if str(data) == "shapes":
         return True

@@ -9,20 +9,12 @@ from typing import TypeAlias
 
 from instseg.core.errors import DataError, InstsegError
 from instseg.data.crowds import Crowd
-from instseg.data.dataset import (
-    InstanceDataset,
-    data_path,
-    open_dataset,
-    open_records,
-    read_record,
-    siblings_of,
-    splits,
-    why_empty,
-)
+from instseg.data.dataset import InstanceDataset, read_record
 from instseg.data.formats.cache import read_index
 from instseg.data.formats.index import Index
 from instseg.data.formats.layout import Located, locate
 from instseg.data.images.read import IMAGE_SUFFIXES, ImageRule
+from instseg.data.open import data_path, open_dataset, open_records, siblings_of, splits, why_empty
 from instseg.data.records import Problem, Problems, Record
 from instseg.inspect.statistics import Report, statistics_of
 
@@ -70,7 +62,7 @@ def check_dataset(
     """Look at every file and record of every split of a data set.
 
     Args:
-        data, crowd: as for :func:`~instseg.data.dataset.open_dataset`.
+        data, crowd: as for :func:`~instseg.data.open.open_dataset`.
         out: a folder for ``report.json``, plots of the statistics and pictures with their masks.
         track: wraps the records while their images are read, with their number, for a progress bar.
     """

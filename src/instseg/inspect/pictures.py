@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from instseg.core.crop import CropTransform
+from instseg.core.geometry import scaled
 from instseg.data.dataset import InstanceDataset
 from instseg.data.transforms.augment import RawSample, take
-from instseg.data.transforms.crop import CropTransform, scaled
 from instseg.inspect.statistics import Report, SplitStatistics
 
 _SHOWN = 12  # pictures a split

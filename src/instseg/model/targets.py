@@ -9,9 +9,7 @@ from torch import Tensor
 from instseg.core.errors import DataError
 from instseg.core.geometry import mask_extents
 from instseg.core.shapes import Shapes
-from instseg.models.base import Need, Target
-
-SHAPES: frozenset[Need] = frozenset({"masks", "outlines", "mattes"})
+from instseg.core.target import SHAPES, Need, Target
 
 
 def target_of(

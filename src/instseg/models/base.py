@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from instseg.core.instances import Instances
 from instseg.core.masks import Masks
-from instseg.core.target import Need, Target
+from instseg.core.target import Need as Need
+from instseg.core.target import Target as Target
 from instseg.core.trace import Trace as Trace
 
 
@@ -143,6 +144,7 @@ class ClassLayout:
 
 
 O = TypeVar("O")  # noqa: E741  the plan's own letter: a frozen dataclass of raw outputs
+
 
 class Net(nn.Module, ABC, Generic[O]):
     """A network, its loss and its decoding.

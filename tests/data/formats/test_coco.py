@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from instseg.core.errors import DataError
-from instseg.data.dataset import ground_truth, open_dataset
+from instseg.data.dataset import ground_truth
 from instseg.data.images.read import ImageRule
+from instseg.data.open import open_dataset
 from instseg.inspect.check import check_dataset
 
 

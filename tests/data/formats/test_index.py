@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 from instseg.core.errors import DataError
 from instseg.data import dataset, opening
 from instseg.data.batch import collate
-from instseg.data.dataset import InstanceDataset, open_dataset
+from instseg.data.dataset import InstanceDataset
 from instseg.data.formats import cache
 from instseg.data.formats.cache import read_index
+from instseg.data.open import open_dataset
 
 
 @pytest.fixture

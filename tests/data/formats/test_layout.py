@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from instseg.core.errors import DataError
-from instseg.data.dataset import open_dataset, splits
+from instseg.data.open import open_dataset, splits
 
 
 def move(folder: Any, to: Path, json_at: str, images_at: str) -> Path:

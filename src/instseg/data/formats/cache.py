@@ -15,17 +15,21 @@ from instseg.core.categories import Categories
 from instseg.core.errors import DataError
 from instseg.core.files import atomic
 from instseg.data.formats.coco import build_index
-from instseg.data.formats.index import Index, stamp_of
+from instseg.data.formats.index import Index, stamp_of, with_masks
 from instseg.data.records import Problem, Problems
 
 # Smaller annotation files are read each time, which takes less than a second.
 MIN_BYTES = 8 << 20
-_VERSION = 1
+_VERSION = 2
 _COLUMNS = ("image_ids", "sizes", "starts", "labels", "crowd", "numbers", "parts", "offsets", "lengths", "boxes")
 
 
-def read_index(file: Path) -> Index:
+def read_index(file: Path, boxes: bool = False) -> Index:
     """The index of an annotation file: from this process' memory, from the cache, or read from the file.
+
+    Args:
+        file: the annotation file.
+        boxes: annotations that have a box and no segmentation count; else they are left out.
 
     Raises:
         DataError: the file is missing, or not COCO.
@@ -34,7 +38,8 @@ def read_index(file: Path) -> Index:
         stamp = stamp_of(os.stat(file))
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}); check the path.") from None
-    return _remembered(file, stamp)
+    found = _remembered(file, stamp)
+    return found if boxes else with_masks(found)
 
 
 @lru_cache(maxsize=4)

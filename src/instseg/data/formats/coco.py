@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from instseg.core.categories import Categories
 from instseg.core.errors import DataError
-from instseg.data.formats.index import Index, digest_of, stamp_of
-from instseg.data.formats.segmentation import BadSegmentation, check_rle_size, rle_size, shape_of
+from instseg.data.formats.index import Index, digest_of, stamp_of, usable_box
+from instseg.data.formats.segmentation import BadSegmentation, NoSegmentation, check_rle_size, rle_size, shape_of
 from instseg.data.formats.text import Buffer, NotReadable, Text, parse, read_text
 from instseg.data.records import Problem, Problems, Severity, whole_text
 
@@ -229,12 +229,15 @@ class _Table:
             self._refuse(row, position, image)
             return
         crowd = _truth(row.iscrowd)
+        box = self._box(row, position)
         try:
             size = self.builder.sizes[image]
             parts = _look(row.segmentation, size if all(size) else (0, 0))
         except BadSegmentation as bad:
-            self.builder.note(bad.kind, bad.severity, _name(row, position), bad.message)
-            return
+            if not isinstance(bad, NoSegmentation) or box is None or not usable_box(box):
+                self.builder.note(bad.kind, bad.severity, _name(row, position), bad.message)
+                return
+            parts, row.segmentation = 0, msgspec.Raw()  # a box alone
         if not isinstance(number, int) or abs(number) >= 1 << 62:
             number = position + 1
         elif number in self.seen:
@@ -244,20 +247,25 @@ class _Table:
         i = self.size
         text = bytes(row.segmentation)
         self.rows[i], self.labels[i], self.crowd[i], self.parts[i] = image, label, crowd, parts
-        self.numbers[i], self.hashes[i] = number, hash(text)
-        self.offsets[i], self.lengths[i] = self.text.offset(row.segmentation), len(text)
-        if row.bbox not in (None, []):
-            self._take_box(row, position)
+        self.numbers[i], self.hashes[i] = number, hash(text if text or box is None else box.tobytes())
+        self.offsets[i], self.lengths[i] = self.text.offset(row.segmentation) if text else 0, len(text)
+        if box is not None:
+            self.boxes[i] = box
         self.size += 1
 
-    def _take_box(self, row: _Row, position: int) -> None:
+    def _box(self, row: _Row, position: int) -> npt.NDArray[np.float32] | None:
+        """The bbox of an annotation, (4,) x, y, width, height; None where it has none."""
+        if row.bbox in (None, []):
+            return None
         try:
-            if len(row.bbox) != 4:
+            box = np.asarray(row.bbox, dtype=np.float32)
+            if box.shape != (4,):
                 raise ValueError
-            self.boxes[self.size] = row.bbox
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             message = "bbox is not [x, y, width, height]; the mask's box is used."
             self.builder.note("bbox", "warning", _name(row, position), message)
+            return None
+        return box
 
     def _refuse(self, row: _Row, position: int, image: int | None) -> None:
         name, note = _name(row, position), self.builder.note
@@ -280,8 +288,10 @@ class _Table:
             for name in ("labels", "crowd", "numbers", "parts", "offsets", "lengths", "boxes")
         }
         columns["starts"] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        texts = digest_of(map(self._text, chosen.tolist()))
-        columns["hashed"] = (columns["starts"], columns["labels"], columns["crowd"], texts.encode())
+        masked = columns["lengths"] > 0  # boxes alone do not count: what is trained on masks stays the same data set
+        starts = np.concatenate([[0], np.cumsum(masked)])[columns["starts"]].astype(np.int64)
+        texts = digest_of(self._text(i) for i in chosen.tolist() if self.lengths[i])
+        columns["hashed"] = (starts, columns["labels"][masked], columns["crowd"][masked], texts.encode())
         return columns
 
     def _first_of_each(self) -> npt.NDArray[np.bool_]:

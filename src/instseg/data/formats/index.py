@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,8 +14,7 @@ import torch
 from instseg.core import rle as rle_codes
 from instseg.core.categories import Categories
 from instseg.core.errors import DataError
-from instseg.core.rle import RLE
-from instseg.data.formats.segmentation import BadSegmentation, read_segmentation
+from instseg.data.formats.segmentation import BadSegmentation, NoSegmentation, Segmentation, read_segmentation
 from instseg.data.formats.text import parse
 from instseg.data.records import Annotation, IntArray, Problem, Problems, Record, Records, Report, Severity
 
@@ -42,7 +41,8 @@ class Index:
         starts: (N + 1,) where the annotations of each image begin.
         labels: (A,) int32. crowd: (A,) bool, as in the file. numbers: (A,) int64, the ids.
         parts: (A,) uint8, polygons of each; 0 for an RLE.
-        offsets: (A,) int64 and lengths: (A,) int32, the text of each segmentation.
+        offsets: (A,) int64 and lengths: (A,) int32, the text of each segmentation; of no length where there is a box
+            alone (see :func:`with_masks`).
         boxes: (A, 4) float32 x, y, width, height as in the file; NaN where there is none.
         problems: what was found while reading it.
         digest: of the annotations, whatever the file's name and layout.
@@ -91,6 +91,25 @@ class Index:
             raise DataError(f"{self.file}: cannot be read ({error.strerror}); is it still there?") from None
 
 
+def with_masks(index: Index) -> Index:
+    """The index without the annotations that have a box and no segmentation; each is noted as left out."""
+    alone = index.lengths == 0
+    if not alone.any():
+        return index
+    problems = index.problems.copy()
+    for i in np.flatnonzero(alone).tolist():
+        name = f"annotation {index.numbers[i]} of image {index.image_ids[int(index.rows[i])]}"
+        bad = NoSegmentation()
+        problems.add(Problem(bad.kind, bad.severity, str(index.file), name, bad.message))
+    counts = np.bincount(index.rows[~alone], minlength=len(index))
+    columns: dict[str, Any] = {
+        name: getattr(index, name)[~alone]
+        for name in ("labels", "crowd", "numbers", "parts", "offsets", "lengths", "boxes")
+    }
+    columns["starts"] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return replace(index, **columns, problems=problems)
+
+
 def stamp_of(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
@@ -130,9 +149,18 @@ class IndexedRecords(Records):
     What turns out to be without a pixel or damaged is left out and counted, in whatever process that happens.
     """
 
-    def __init__(self, source: Index, pictures: Pictures, crowd: npt.NDArray[np.bool_]) -> None:
-        """crowd: (A,) which annotations are crowds."""
+    def __init__(
+        self, source: Index, pictures: Pictures, crowd: npt.NDArray[np.bool_], *, read_shapes: bool = True
+    ) -> None:
+        """
+        Args:
+            source: the index.
+            pictures: its image files.
+            crowd: (A,) which annotations are crowds.
+            read_shapes: False where only boxes are wanted: no segmentation is decoded that has a box beside it.
+        """
         self.source = source
+        self.read_shapes = read_shapes
         self.pictures = pictures
         self.crowd = crowd
         self.images = np.flatnonzero(pictures.usable)
@@ -173,7 +201,7 @@ class IndexedRecords(Records):
 
         height, width = self.pictures.sizes[image].tolist()
         exif = int(self.pictures.exif[image])
-        annotations = _annotations(self.source, image, (height, width), self.crowd, count)
+        annotations = _annotations(self.source, image, (height, width), self.crowd, count, self.read_shapes)
         if report is None:
             self._left_out[image] = min(255, left_out)
         return Record(
@@ -215,7 +243,8 @@ class IndexedRecords(Records):
         return rows[chosen], self.source.labels[chosen].astype(np.int64)
 
     def digest(self) -> str:
-        return digest_of([self.source.digest.encode(), self.images, self.crowd])
+        parts: list[bytes | npt.NDArray[Any]] = [self.source.digest.encode(), self.images, self.crowd]
+        return digest_of(parts if self.source.lengths.all() else [*parts, self.source.boxes])
 
     @property
     def left_out_while_reading(self) -> int:
@@ -223,12 +252,22 @@ class IndexedRecords(Records):
 
 
 def _annotations(
-    index: Index, image: int, size: tuple[int, int], crowd: npt.NDArray[np.bool_], report: Report
+    index: Index,
+    image: int,
+    size: tuple[int, int],
+    crowd: npt.NDArray[np.bool_],
+    report: Report,
+    read_shapes: bool,
 ) -> tuple[Annotation, ...]:
     first = int(index.starts[image])
-    kept: list[tuple[int, RLE]] = []
+    kept: list[tuple[int, Segmentation]] = []
+    boxes: list[Annotation] = []
     for i, text in enumerate(index.texts(image), first):
         say = _speaker(index, image, i, report)
+        if not text or (not read_shapes and usable_box(index.boxes[i])):
+            box = _boxed(index, i, size, bool(crowd[i]), say)
+            boxes += [] if box is None else [box]
+            continue
         try:
             found = read_segmentation(parse(text), *size)
         except BadSegmentation as bad:
@@ -242,13 +281,25 @@ def _annotations(
         if found.lost:
             parts = "a part" if found.lost == 1 else f"{found.lost} parts"
             say("few_points", "left_out", f"{parts} of fewer than three points; the rest is used.")
-        kept.append((i, found.rle))
-    codes = [code for _, code in kept]
+        kept.append((i, found))
+    return (*_masked(index, image, kept, crowd, report), *boxes)
+
+
+def _masked(
+    index: Index,
+    image: int,
+    kept: Sequence[tuple[int, Segmentation]],
+    crowd: npt.NDArray[np.bool_],
+    report: Report,
+) -> list[Annotation]:
+    """The annotations of segmentations that hold a pixel and stand once."""
+    codes = [found.rle for _, found in kept]
     if not codes:
-        return ()
+        return []
     seen: set[tuple[int, bool, bytes]] = set()
     annotations = []
-    for (i, code), pixels, tight in zip(kept, rle_codes.area(codes), rle_codes.boxes(codes), strict=True):
+    for (i, found), pixels, tight in zip(kept, rle_codes.area(codes), rle_codes.boxes(codes), strict=True):
+        code = found.rle
         say = _speaker(index, image, i, report)
         if pixels == 0:
             say("zero_area", "left_out", "mask has no pixel.")
@@ -260,9 +311,35 @@ def _annotations(
         seen.add(key)
         box = _box(index.boxes[i].tolist(), tight.tolist(), bool(crowd[i]), say)
         annotations.append(
-            Annotation(int(index.numbers[i]), int(index.labels[i]), code, box, float(pixels), bool(crowd[i]))
+            Annotation(
+                int(index.numbers[i]),
+                int(index.labels[i]),
+                code,
+                box,
+                float(pixels),
+                bool(crowd[i]),
+                found.polygons,
+            )
         )
-    return tuple(annotations)
+    return annotations
+
+
+def usable_box(box: npt.NDArray[np.float32]) -> bool:
+    """Whether a bbox (4,) x, y, width, height has an area."""
+    return bool(np.isfinite(box).all() and box[2] > 0 and box[3] > 0)
+
+
+def _boxed(index: Index, i: int, size: tuple[int, int], crowd: bool, say: "Say") -> Annotation | None:
+    """An annotation of which only the box counts, cut at the image; None where nothing of it lies there."""
+    height, width = size
+    x, y, w, h = index.boxes[i].tolist()
+    x0, y0, x1, y1 = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
+    if not (x1 > x0 and y1 > y0):
+        say("zero_area", "left_out", "box has no area inside the image.")
+        return None
+    code = rle_codes.from_polygons([[x0, y0, x1, y0, x1, y1, x0, y1]], height, width)
+    number, label = int(index.numbers[i]), int(index.labels[i])
+    return Annotation(number, label, code, (x0, y0, x1, y1), (x1 - x0) * (y1 - y0), crowd, has_mask=False)
 
 
 Say = Callable[[str, Severity, str], None]

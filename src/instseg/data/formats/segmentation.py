@@ -31,6 +31,13 @@ class BadSegmentation(Exception):
         return "error" if self.kind == "rle_size" else "left_out"
 
 
+class NoSegmentation(BadSegmentation):
+    """There is none at all, which is right for a data set of boxes."""
+
+    def __init__(self) -> None:
+        super().__init__("no_mask", "has no mask (its segmentation is empty or missing); draw one or remove it.")
+
+
 @dataclass(frozen=True)
 class Segmentation:
     """A usable mask.
@@ -39,11 +46,13 @@ class Segmentation:
         rle: at the size of the image.
         cut: a polygon was cut at the image's border.
         lost: parts of fewer than three points, which are left out.
+        polygons: its rings, (K, 2) float64 xy each, where it is given as polygons.
     """
 
     rle: RLE
     cut: bool = False
     lost: int = 0
+    polygons: tuple[npt.NDArray[np.float64], ...] = ()
 
 
 def read_segmentation(segmentation: Any, height: int, width: int) -> Segmentation:
@@ -82,14 +91,14 @@ def shape_of(segmentation: Any) -> dict[str, Any] | list[Any]:
     if isinstance(segmentation, dict) and segmentation:
         return segmentation
     if not isinstance(segmentation, list) or not segmentation:
-        raise BadSegmentation("no_mask", "has no mask (its segmentation is empty or missing); draw one or remove it.")
+        raise NoSegmentation
     if all(isinstance(part, dict) for part in segmentation):
         return segmentation if "counts" in segmentation[0] else [[c for p in segmentation for c in _point(p)]]
     if all(_is_number(value) for value in segmentation):
         return [segmentation]  # one polygon without the outer list
     parts = [part for part in segmentation if part not in ([], None)]
     if not parts:
-        raise BadSegmentation("no_mask", "has no mask (its segmentation is empty or missing); draw one or remove it.")
+        raise NoSegmentation
     if len(parts) >= 3 and all(isinstance(part, list) and len(part) == 2 and _is_number(part[0]) for part in parts):
         return [[value for point in parts for value in point]]  # one polygon as a list of points
     return [_flat(part) for part in parts]
@@ -128,7 +137,7 @@ def _read_polygons(polygons: list[Any], height: int, width: int) -> Segmentation
         raise BadSegmentation("polygon_outside", f"polygon reaches far outside the image ({extent}); correct it.")
     cut = bool(low.min() < -_BORDER or high[0] > width + _BORDER or high[1] > height + _BORDER)
     flat = [points.ravel().tolist() for points in usable]
-    return Segmentation(rle_codes.from_polygons(flat, height, width), cut, len(polygons) - len(usable))
+    return Segmentation(rle_codes.from_polygons(flat, height, width), cut, len(polygons) - len(usable), tuple(usable))
 
 
 def _points(polygon: Any) -> npt.NDArray[np.float64]:

@@ -1,7 +1,7 @@
 """Augmentation. All randomness of a sample comes from one generator, so a run can go on from any point."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -11,44 +11,36 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from instseg.core.geometry import mask_extents
+from instseg.core import rle as rle_codes
+from instseg.core.crop import CropTransform, crop_masks, full_crop
+from instseg.core.geometry import fit_factor, mask_extents
+from instseg.core.shapes import Outline, Shapes
+from instseg.core.target import IGNORED, MASKS, SHAPES, Need
+from instseg.data.batch import Sample
 from instseg.data.records import Annotation
-from instseg.data.transforms.crop import CropTransform, crop_view, fit_factor, full_view, view_image, view_masks
+from instseg.data.transforms.crop import crop_image, draw_crop
 
 
 @dataclass(frozen=True)
 class RawSample:
-    """An image with its objects at full size, masks still as codes.
+    """An image with its objects at full size, as they were annotated.
 
     Attributes:
         image: (3, H, W) uint8.
         annotations: training targets, no crowds.
+        semantic: (H, W) int64, the class of each pixel, 255 is ignored, or None.
+        needs: what the network asks for besides boxes and labels.
     """
 
     image: Tensor
     annotations: Sequence[Annotation]
+    semantic: Tensor | None = None
+    needs: frozenset[Need] = MASKS
 
 
-@dataclass(frozen=True)
-class Shot:
-    """What is left of a scene after augmentation.
-
-    Attributes:
-        image: (3, h, w) uint8.
-        masks: (N, h, w) uint8, each with at least one pixel.
-        boxes: (N, 4) float32 xyxy in pixels of the shot.
-        labels: (N,) int64.
-    """
-
-    image: Tensor
-    masks: Tensor
-    boxes: Tensor
-    labels: Tensor
-
-
-# Draws another scene of the data set with the generator of the sample, for copy-paste.
+# Draws another image of the data set with the generator of the sample, for copy-paste.
 Other: TypeAlias = Callable[[np.random.Generator], RawSample]
-Transform: TypeAlias = Callable[[RawSample, np.random.Generator, Other], Shot]
+Transform: TypeAlias = Callable[[RawSample, np.random.Generator, Other], Sample]
 
 
 class Augment(BaseModel):
@@ -104,37 +96,77 @@ def build_transform(augment: Augment, train: bool) -> Transform:
     return partial(_augmented if train else _resized, augment)
 
 
-def untouched(scene: RawSample, rng: np.random.Generator, other: Other) -> Shot:
+def untouched(raw: RawSample, rng: np.random.Generator, other: Other) -> Sample:
     """The transform that changes nothing."""
-    return take(scene, full_view(*scene.image.shape[1:]))
+    return take(raw, full_crop(*raw.image.shape[1:]))
 
 
-def take(scene: RawSample, view: CropTransform, recolor: Callable[[Tensor], Tensor] | None = None) -> Shot:
-    """The part of a scene that a view shows, its colors changed by ``recolor``."""
-    masks, boxes, kept = view_masks([annotation.rle for annotation in scene.annotations], view)
-    labels = torch.tensor([annotation.label for annotation in scene.annotations], dtype=torch.int64)
-    return Shot(view_image(scene.image, view, recolor), masks, boxes, labels[kept])
+def take(raw: RawSample, crop: CropTransform, recolor: Callable[[Tensor], Tensor] | None = None) -> Sample:
+    """What a crop shows of an image and its objects, its colors changed by ``recolor``.
+
+    Nothing is decoded that ``raw.needs`` does not name: without shapes only the annotated boxes are cut.
+    """
+    shapes, boxes, kept = _objects(raw, crop)
+    labels = torch.tensor([annotation.label for annotation in raw.annotations], dtype=torch.int64)
+    semantic = None
+    if raw.semantic is not None and "semantic" in raw.needs:
+        semantic = crop.maps(raw.semantic[None], "nearest")[0]
+    return Sample(crop_image(raw.image, crop, recolor), boxes, labels[kept], shapes, semantic)
 
 
-def draw_view(size: tuple[int, int], augment: Augment, rng: np.random.Generator) -> CropTransform:
+def _objects(raw: RawSample, crop: CropTransform) -> tuple[Shapes | None, Tensor, Tensor]:
+    """The shapes that are asked for, the boxes (N, 4), and which of the annotations (N,) are left in a crop."""
+    annotations = raw.annotations
+    if raw.needs.isdisjoint(SHAPES):
+        return None, *_cut_boxes(annotations, crop)
+    if "mattes" in raw.needs:
+        return _mattes(annotations, crop)
+    masks, boxes, kept = crop_masks([annotation.rle for annotation in annotations], crop)
+    if "masks" in raw.needs:
+        return Shapes.from_masks(masks), boxes, kept
+    outlines = [Outline(annotations[i].rle, annotations[i].polygons) for i in kept.tolist()]
+    return Shapes.from_outlines(outlines, crop), boxes, kept
+
+
+def _cut_boxes(annotations: Sequence[Annotation], crop: CropTransform) -> tuple[Tensor, Tensor]:
+    """Annotated boxes, cut at the crop; those of which less than a pixel of the result is left are dropped."""
+    boxes = torch.tensor([a.box for a in annotations], dtype=torch.float32).view(-1, 4)
+    corner = torch.tensor([crop.left, crop.top], dtype=torch.float32).repeat(2)
+    limit = torch.tensor([crop.width, crop.height], dtype=torch.float32).repeat(2)
+    shown = crop.boxes((boxes - corner).clamp(min=0).minimum(limit))
+    kept = ((shown[:, 2:] - shown[:, :2]).amin(dim=1) >= 1).nonzero()[:, 0]
+    return shown[kept], kept
+
+
+def _mattes(annotations: Sequence[Annotation], crop: CropTransform) -> tuple[Shapes, Tensor, Tensor]:
+    """Float mattes, resized bilinearly and never rounded; a mask is a matte of zeros and ones."""
+    mattes = torch.zeros(len(annotations), *crop.out_size)
+    for out, annotation in zip(mattes, annotations, strict=True):
+        whole = annotation.matte
+        pixels = torch.from_numpy(rle_codes.decode(annotation.rle)).float() if whole is None else whole.float()
+        out.copy_(crop.maps(pixels[None], "bilinear")[0])
+    extents = mask_extents(mattes > 0).float()
+    kept = (extents[:, 2] > extents[:, 0]).nonzero()[:, 0]
+    return Shapes.from_masks(mattes[kept]), extents[kept], kept
+
+
+def draw_geometry(size: tuple[int, int], augment: Augment, rng: np.random.Generator) -> CropTransform:
     """Where a sample looks: scale, crop, mirroring and turns, in this order from the generator."""
     height, width = size
     short = None if augment.train_short is None else int(rng.choice(augment.train_short))
     factor = _factor(size, augment, short)
     if augment.jitter_scale is not None:
         factor *= float(rng.uniform(*augment.jitter_scale))
-    view = crop_view(height, width, factor, augment.crop, rng)
+    crop = draw_crop(height, width, factor, augment.crop, rng)
     mirror, mirror_vertical = rng.random(2) < (augment.flip, augment.flip_vertical)
     turns = int(rng.integers(4)) if augment.rotate90 else 0
-    return CropTransform(
-        view.top, view.left, view.height, view.width, view.size, bool(mirror), bool(mirror_vertical), turns
-    )
+    return replace(crop, mirror=bool(mirror), mirror_vertical=bool(mirror_vertical), turns=turns)
 
 
-def _resized(augment: Augment, scene: RawSample, rng: np.random.Generator, other: Other) -> Shot:
-    height, width = scene.image.shape[1:]
+def _resized(augment: Augment, raw: RawSample, rng: np.random.Generator, other: Other) -> Sample:
+    height, width = raw.image.shape[1:]
     short = None if augment.train_short is None else max(augment.train_short)
-    return take(scene, crop_view(height, width, _factor((height, width), augment, short), None, rng))
+    return take(raw, draw_crop(height, width, _factor((height, width), augment, short), None, rng))
 
 
 def _factor(size: tuple[int, int], augment: Augment, short: int | None) -> float:
@@ -146,21 +178,21 @@ def _factor(size: tuple[int, int], augment: Augment, short: int | None) -> float
     return factor if augment.train_enlarge else min(factor, 1.0)
 
 
-def _augmented(augment: Augment, scene: RawSample, rng: np.random.Generator, other: Other) -> Shot:
-    shot = _shoot(scene, augment, rng)
+def _augmented(augment: Augment, raw: RawSample, rng: np.random.Generator, other: Other) -> Sample:
+    sample = _drawn(raw, augment, rng)
     if augment.copy_paste and rng.random() < augment.copy_paste:
         source = other(rng)
         # A random subset of its objects, as in Ghiasi et al. 2021, section 3.
         chosen = [annotation for annotation in source.annotations if rng.random() < 0.5]
         if chosen:
-            shot = paste(shot, _shoot(RawSample(source.image, chosen), augment, rng))
-    return shot
+            sample = paste(sample, _drawn(replace(source, annotations=chosen), augment, rng))
+    return sample
 
 
-def _shoot(scene: RawSample, augment: Augment, rng: np.random.Generator) -> Shot:
-    height, width = scene.image.shape[1:]
-    view = draw_view((height, width), augment, rng)
-    return take(scene, view, _draw_colors(augment, rng))
+def _drawn(raw: RawSample, augment: Augment, rng: np.random.Generator) -> Sample:
+    height, width = raw.image.shape[1:]
+    crop = draw_geometry((height, width), augment, rng)
+    return take(raw, crop, _draw_colors(augment, rng))
 
 
 def _draw_colors(augment: Augment, rng: np.random.Generator) -> Callable[[Tensor], Tensor] | None:
@@ -182,30 +214,42 @@ def _draw_colors(augment: Augment, rng: np.random.Generator) -> Callable[[Tensor
     return recolor
 
 
-def paste(shot: Shot, source: Shot) -> Shot:
-    """Simple copy-paste (Ghiasi et al. 2021, section 3): the objects of ``source`` on top of ``shot``.
+def paste(sample: Sample, source: Sample) -> Sample:
+    """Simple copy-paste (Ghiasi et al. 2021, section 3): the objects of ``source`` on top of ``sample``.
 
     Both are aligned at the top left. What the pasted objects cover is taken from the masks below; an object that is
-    wholly covered is dropped.
+    wholly covered is dropped. Outlines become masks; mattes are laid over each other. A map of classes is ignored where
+    something was pasted. Samples without shapes cannot be pasted: they stay as they are.
     """
-    height, width = shot.image.shape[1:]
+    if sample.shapes is None or source.shapes is None:
+        return sample
+    height, width = sample.image.shape[1:]
     masks = source.masks[:, :height, :width]
     h, w = masks.shape[1:]
-    cover = masks.any(dim=0).bool()
+    below, above = len(sample.labels), len(masks)
+    joined = torch.zeros(below + above, height, width, dtype=masks.dtype)
+    joined[:below] = sample.masks
+    cover = masks.amax(dim=0) if len(masks) else masks.new_zeros(h, w)  # h, w in [0, 1]
     if not bool(cover.any()):
-        return shot
-    image = shot.image.clone()
-    image[:, :h, :w] = torch.where(cover, source.image[:, :h, :w], image[:, :h, :w])
-    below, above = len(shot.masks), len(masks)
-    joined = torch.zeros(below + above, height, width, dtype=torch.uint8)
-    joined[:below] = shot.masks
-    joined[:below, :h, :w] *= ~cover
+        return sample
+    image = sample.image.clone()
+    if masks.is_floating_point():
+        mixed = image[:, :h, :w] + cover * (source.image[:, :h, :w].float() - image[:, :h, :w])
+        image[:, :h, :w] = mixed.round().to(torch.uint8)
+        joined[:below, :h, :w] *= 1 - cover
+    else:
+        image[:, :h, :w] = torch.where(cover.bool(), source.image[:, :h, :w], image[:, :h, :w])
+        joined[:below, :h, :w] *= ~cover.bool()
     joined[below:, :h, :w] = masks
-    return _tight(image, joined, torch.cat([shot.labels, source.labels]))
+    semantic = sample.semantic
+    if semantic is not None:
+        semantic = semantic.clone()
+        semantic[:h, :w][cover > 0] = IGNORED
+    return _tight(image, joined, torch.cat([sample.labels, source.labels]), semantic)
 
 
-def _tight(image: Tensor, masks: Tensor, labels: Tensor) -> Shot:
-    """A shot with boxes made from its masks, without the empty ones."""
-    extents = mask_extents(masks.bool()).float()
+def _tight(image: Tensor, masks: Tensor, labels: Tensor, semantic: Tensor | None) -> Sample:
+    """A sample with boxes made from its masks, without the empty ones."""
+    extents = mask_extents(masks > 0).float()
     alive = extents[:, 2] > extents[:, 0]
-    return Shot(image, masks[alive], extents[alive], labels[alive])
+    return Sample(image, extents[alive], labels[alive], Shapes.from_masks(masks[alive]), semantic)

@@ -115,9 +115,12 @@ def take(raw: RawSample, crop: CropTransform, recolor: Callable[[Tensor], Tensor
 
 
 def _objects(raw: RawSample, crop: CropTransform) -> tuple[Shapes | None, Tensor, Tensor]:
-    """The shapes that are asked for, the boxes (N, 4), and which of the annotations (N,) are left in a crop."""
+    """The shapes that are asked for, the boxes (N, 4), and which of the annotations (N,) are left in a crop.
+
+    An image with an object that has no mask has no shapes; where a network cannot do without, none is opened.
+    """
     annotations = raw.annotations
-    if raw.needs.isdisjoint(SHAPES):
+    if raw.needs.isdisjoint(SHAPES) or not all(annotation.has_mask for annotation in annotations):
         return None, *_cut_boxes(annotations, crop)
     if "mattes" in raw.needs:
         return _mattes(annotations, crop)

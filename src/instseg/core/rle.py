@@ -162,11 +162,11 @@ def from_edges(edges: Sequence[npt.NDArray[np.int64]], size: tuple[int, int]) ->
 
 
 def _groups(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """From and to (exclusive) of neighbors that together have about a million numbers."""
+    """From and to (exclusive) of neighbors that together have some ten thousand numbers."""
     start = total = 0
     for i, length in enumerate(lengths):
         total += length
-        if total > 1 << 20 or i + 1 == len(lengths):
+        if total > 1 << 16 or i + 1 == len(lengths):
             yield start, i + 1
             start, total = i + 1, 0
 

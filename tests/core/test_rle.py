@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instseg.core import rle
-from instseg.core.render import encode_window
+from instseg.core.rendering.render import encode_window
 
 
 @settings(max_examples=200, deadline=None)

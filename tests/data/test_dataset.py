@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from instseg.core.categories import Categories
 from instseg.core.errors import DataError
-from instseg.core.render import encode_window
+from instseg.core.rendering.render import encode_window
 from instseg.data.dataset import InstanceDataset, collate, ground_truth
 from instseg.data.open import open_dataset, splits
 from instseg.data.transforms.augment import Augment, build_transform
@@ -129,7 +129,7 @@ def test_workers_make_the_same_samples_also_when_they_live_on() -> None:
         for epoch in (0, 1):
             dataset.set_epoch(epoch)
             for batch in loader:
-                tensors += batch.images + [target["masks"] for target in batch.targets]
+                tensors += batch.images + [target.masks for target in batch.targets]
         return tensors
 
     alone, helped = loaded(0), loaded(2)

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instseg.core import render
 from instseg.core import rle as rle_codes
 from instseg.core.errors import DataError
 from instseg.core.geometry import InputGeometry, mask_extents
-from instseg.core.render import Polygon, Soft
+from instseg.core.rendering import render
+from instseg.core.rendering.render import Polygon, Soft
+from instseg.core.rendering.taps import Layout
 from instseg.core.rle import RLE, BoolArray
-from instseg.core.taps import Layout
 
 
 class Masks:

@@ -15,7 +15,7 @@ from instseg.core.categories import Categories
 from instseg.core.errors import ConfigError, DataError
 from instseg.core.instances import Instances
 from instseg.core.masks import Masks
-from instseg.core.render import Polygon
+from instseg.core.rendering.render import Polygon
 from instseg.results.rows import coco_rows
 
 if TYPE_CHECKING:

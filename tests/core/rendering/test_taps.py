@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instseg.core.taps import Taps, box_taps, map_taps, reached
+from instseg.core.rendering.taps import Taps, box_taps, map_taps, reached
 
 
 def applied(taps: Taps, values: torch.Tensor) -> torch.Tensor:

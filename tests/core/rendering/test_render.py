@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from instseg.core import render
 from instseg.core.geometry import InputGeometry
 from instseg.core.masks import Masks
+from instseg.core.rendering import render
 
 
 def test_tensors_are_sampled_as_arrays_are() -> None:

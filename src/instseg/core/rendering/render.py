@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from instseg.core import rle as rle_codes
+from instseg.core.rendering.taps import FloatArray, IntArray, Layout, Taps, box_taps, reached
 from instseg.core.rle import RLE, BoolArray
-from instseg.core.taps import FloatArray, IntArray, Layout, Taps, box_taps, reached
 
 # Rendered in blocks of this side: what a block needs stays in cache, and its cost per pixel does not grow with the
 # mask.

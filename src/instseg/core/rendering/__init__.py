@@ -1,0 +1,1 @@
+"""From soft values to pixels and run-length codes."""

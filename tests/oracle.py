@@ -25,6 +25,7 @@ class Oracle(nn.Module):
         self.frozen = nn.BatchNorm2d(1).eval()
         self.categories = categories
         self.config = SimpleNamespace(max_instances=cap)
+        self.net = SimpleNamespace(needs=frozenset({"masks"}))
         self.name = "oracle"
         self.has_weights = True
         self.extra: dict[str, object] = {}

@@ -59,7 +59,7 @@ def test_boxes_alone_are_scored_without_a_mask_in_sight() -> None:
     report = score_results(truth(), rows, 100)
     assert "segm" not in report and report["bbox"]["ap"] == pytest.approx(1.0)
     value = report["bbox"]["ap"]
-    assert report["best"] == {"name": "box_ap", "title": "box AP", "value": value, "direction": "max"}
+    assert report["best"] == {"name": "box_ap", "value": value, "direction": "max"}
     assert [row["box_ap"] for row in report["per_class"]] == pytest.approx([1.0, 1.0]) and report["confusion"][
         "matrix"
     ][0][0] == 1
@@ -87,7 +87,7 @@ def test_predicted_boxes_count_instead_of_those_of_the_masks(oracle: Any, datase
 def test_a_figure_has_a_direction() -> None:
     assert better(0.2, 0.1, "max") and not better(0.1, 0.1, "max")
     assert better(0.1, 0.2, "min") and not better(0.2, 0.1, "min")
-    assert Best("mse", "error", 1.0, "min").to_json()["direction"] == "min"
+    assert Best("mse", 1.0, "min").to_json()["direction"] == "min"
 
 
 def test_what_fails_in_one_process_fails_in_all(oracle: Any, dataset: Any) -> None:

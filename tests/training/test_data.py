@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from instseg.core.errors import ConfigError, DataError
-from instseg.data.dataset import open_dataset
 from instseg.data.holdout import KEY, held_out
+from instseg.data.open import open_dataset
 from instseg.model.load import load
 from instseg.training import data as training_data
 from instseg.training import run

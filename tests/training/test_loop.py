@@ -41,7 +41,7 @@ def _rows(folder: Path) -> list[dict[str, str]]:
 
 
 def _measured(ap: float) -> Measured:
-    return Measured({"ap": ap, "ap50": 0.5, "ap75": 0.25, "box_ap": 0.1}, Best("ap", "mask AP", ap), {"AP50": "ap50"})
+    return Measured({"ap": ap, "ap50": 0.5, "ap75": 0.25, "box_ap": 0.1}, Best("ap", ap), {"AP50": "ap50"})
 
 
 def _scores(*values: float) -> Callable[[Any], Measured]:
@@ -186,7 +186,7 @@ def test_averaged_weights_are_those_evaluated_and_saved(trainer: Make, tmp_path:
     def evaluate(model: Any) -> Measured:
         assert not model.training
         seen.append({k: v.clone() for k, v in model.state_dict().items()})
-        return {"ap": 0.1, "ap50": 0.2, "ap75": 0.0, "box_ap": 0.0}
+        return _measured(0.1)
 
     run = trainer(tmp_path, evaluate=evaluate, epochs=1, ema_decay=0.9)
     run.fit()
@@ -239,14 +239,14 @@ def test_what_is_best_may_be_an_error_that_falls(trainer: Make, tmp_path: Path) 
 
     def evaluate(model: Any) -> Measured:
         value = left.pop(0)
-        return Measured({"mse": value}, Best("mse", "mean squared error", value, "min"), {})
+        return Measured({"mse": value}, Best("mse", value, "min"), {})
 
     progress = trainer(tmp_path, evaluate=evaluate, epochs=3).fit()
     assert (progress.best, progress.best_name, progress.best_epoch, progress.stale) == (1.0, "mse", 2, 1)
     rows = _rows(tmp_path)
     assert [row["mse"] for row in rows] == ["3", "1", "2"] and "ap" not in rows[0]
     log = (tmp_path / "log.txt").read_text()
-    assert "mean squared error 1.0000 (best so far)" in log and "mean squared error 2.0000, " in log and "AP" not in log
+    assert "mse 1.0000 (best so far)" in log and "mse 2.0000, " in log and "AP" not in log
 
 
 def test_logs_are_written_and_not_summed(trainer: Make, tmp_path: Path) -> None:
@@ -538,7 +538,7 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 ap = [0.1, 0.2]
 run = make_trainer(Path(sys.argv[2]), model=TinyModel(norm=False), batch=int(sys.argv[3]), base_batch=4, lr=0.1,
-                   evaluate=lambda model: Measured({}, Best("ap", "mask AP", ap.pop(0)), {}))
+                   evaluate=lambda model: Measured({}, Best("ap", ap.pop(0)), {}))
 run.fit()
 rank = run.accelerator.process_index
 weights = {name: value.flatten().tolist() for name, value in run.model.state_dict().items()}

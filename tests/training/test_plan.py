@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from instseg.core.errors import CheckpointError, ConfigError, DataError
+from instseg.models.config import RENAMED
 from instseg.training.checkpoint import load_state, save_state
+from instseg.training.plan import BEFORE
 from instseg.training.run import train
 from instseg.weights.run_folder import read_run_folder
 
@@ -97,16 +99,22 @@ def test_a_mask_that_was_moved_is_other_data(write_squares: Any, tmp_path: Path)
 
 
 def test_a_run_of_an_older_version_resumes_as_it_was(write_squares: Any, tmp_path: Path) -> None:
-    """Its recipe has no val_split, crowd or classes, its state no categories and no digest of the annotations."""
+    """Its recipe lacks fields, its model's fields have other names, its state no categories and no digest."""
     write_squares(tmp_path / "data", 6)
     data = tmp_path / "data" / "annotations" / "train.json"
     small(data, tmp_path / "a", epochs=2, val_split=0, crowd="ignore")
     small(data, tmp_path / "b", epochs=1, val_split=0, crowd="ignore")
 
     def age(state: dict[str, Any]) -> None:
-        for field in ("val_split", "crowd", "classes", "evaluate_batch"):
+        for field in BEFORE:
             del state["recipe"][field]
+        for today in RENAMED.values():
+            former = next(old for old, new in RENAMED.items() if new == today)
+            if today in state["model_config"]:
+                state["model_config"][former] = state["model_config"].pop(today)
+        assert "score_threshold" in state["model_config"]
         del state["categories"], state["data_fingerprint"]["annotations"], state["progress"]["failed"]
+        del state["progress"]["best_name"]
         del state["model_extra"]["image_rule"]
 
     rewritten(tmp_path / "b", age)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from instseg.evaluation.best import Best, Measured
 from instseg.training.checkpoint import load_state
 from instseg.training.guards import TrainingInterrupted
 from instseg.training.loop import Trainer
@@ -33,8 +34,12 @@ class Killed(BaseException):
     """As a kill is: nothing that the loop may catch."""
 
 
-def _evaluate(model: Any) -> dict[str, float]:
-    return {"ap": float(model.backbone.weight.detach().mean()), "ap50": 0.0, "ap75": 0.0, "box_ap": 0.0}
+def measured_ap(value: float) -> Measured:
+    return Measured({"ap": value, "ap50": 0.0, "ap75": 0.0, "box_ap": 0.0}, Best("ap", value), {})
+
+
+def _evaluate(model: Any) -> Measured:
+    return measured_ap(float(model.backbone.weight.detach().mean()))
 
 
 def _end(run: Trainer) -> dict[str, Tensor]:
@@ -99,7 +104,7 @@ def test_a_killed_evaluation_is_made_again(trainer: Make, tmp_path: Path) -> Non
     whole.fit()
     calls: list[int] = []
 
-    def dies(model: Any) -> dict[str, float]:
+    def dies(model: Any) -> Measured:
         calls.append(1)
         if len(calls) == 2:
             raise Killed
@@ -115,9 +120,9 @@ def test_a_killed_evaluation_is_made_again(trainer: Make, tmp_path: Path) -> Non
 
 
 def test_early_stopping_counts_on_over_a_resume(trainer: Make, tmp_path: Path) -> None:
-    def falling(model: Any) -> dict[str, float]:
+    def falling(model: Any) -> Measured:
         left.pop()
-        return {"ap": len(left) / 10, "ap50": 0.0, "ap75": 0.0, "box_ap": 0.0}
+        return measured_ap(len(left) / 10)
 
     left = [0] * 9
     fields = {**FIELDS, "epochs": 9, "patience": 3}

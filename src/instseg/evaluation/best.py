@@ -1,13 +1,14 @@
 """What is best in a run: a figure with a name and a direction, as the report of an evaluation states it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Direction = Literal["max", "min"]
 # Columns of metrics.csv, and where a report has them: for masks, and for a detector of boxes.
 _MASKS = {"ap": ("segm", "ap"), "ap50": ("segm", "ap50"), "ap75": ("segm", "ap75"), "box_ap": ("bbox", "ap")}
 _BOXES = {"box_ap": ("bbox", "ap"), "box_ap50": ("bbox", "ap50"), "box_ap75": ("bbox", "ap75")}
+_TITLES = {"ap": "mask AP", "box_ap": "box AP"}
 
 
 @dataclass(frozen=True)
@@ -16,19 +17,22 @@ class Best:
 
     Attributes:
         name: its column in metrics.csv.
-        title: what people call it.
         value: below 0 or NaN where it could not be measured.
         direction: whether more or less is better.
     """
 
     name: str
-    title: str
     value: float
     direction: Direction = "max"
 
     def to_json(self) -> dict[str, Any]:
         """As reports hold it."""
-        return asdict(self)
+        return {"name": self.name, "value": self.value, "direction": self.direction}
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return _TITLES.get(self.name, self.name)
 
 
 def better(value: float, than: float, direction: Direction) -> bool:
@@ -54,8 +58,8 @@ class Measured:
 def best_of(segm: Mapping[str, Any] | None, bbox: Mapping[str, Any]) -> Best:
     """Mask AP, or box AP where there are no masks."""
     if segm is None:
-        return Best("box_ap", "box AP", float(bbox["ap"]))
-    return Best("ap", "mask AP", float(segm["ap"]))
+        return Best("box_ap", float(bbox["ap"]))
+    return Best("ap", float(segm["ap"]))
 
 
 def measured(report: Mapping[str, Any]) -> Measured:

@@ -144,7 +144,7 @@ def _open(
 
     record = model.extra.get(KEY)
     part = split if not record or _has_split(data, split) else "train"
-    dataset = open_dataset(data, part, on_error=on_error, crowd=crowd)
+    dataset = open_dataset(data, part, on_error=on_error, crowd=crowd, needs=model.net.needs)
     if not record or split == "train":
         return dataset, None
     try:

@@ -10,13 +10,15 @@ import numpy as np
 from instseg.core.category_matching import match_categories
 from instseg.core.errors import ConfigError, DataError
 from instseg.core.stopping import Stop
-from instseg.data.dataset import InstanceDataset, data_path, open_dataset, splits
+from instseg.data.dataset import InstanceDataset, OnError
 from instseg.data.formats.layout import locate
 from instseg.data.holdout import KEY, LEAST_IMAGES, file_names, hold_out, make_record, parts
 from instseg.data.images.read import ImageRule
+from instseg.data.open import data_path, open_dataset, splits
 from instseg.evaluation.best import Measured, measured
 from instseg.evaluation.evaluate import evaluate
 from instseg.model.instance_model import InstanceModel
+from instseg.models.zoo import get_entry
 from instseg.training.checkpoint import State
 from instseg.training.loggers import RunLog
 from instseg.training.loop import Evaluate
@@ -61,6 +63,7 @@ def open_training_data(recipe: Recipe, state: State | None, log: RunLog) -> Trai
     assert recipe.data is not None
     record: dict[str, Any] | None = state["model_extra"].get(KEY) if state is not None else None
     splitting = record is not None or (state is None and wants_held_out(recipe))
+    net = get_entry(recipe.model).net
     whole = open_dataset(
         recipe.data,
         recipe.split,
@@ -68,7 +71,9 @@ def open_training_data(recipe: Recipe, state: State | None, log: RunLog) -> Trai
         keep_empty=recipe.keep_empty or splitting,
         crowd=recipe.crowd,
         classes=recipe.classes,
+        needs=net.needs,
     )
+    whole.needs = net.needs | net.optional
     if not len(whole):
         raise DataError(f"{recipe.data}: split {recipe.split} holds no images; look at it with `instseg data check`.")
     whole.seed = recipe.seed  # of the augmentation; the pictures of `shapes` stay the same
@@ -194,10 +199,16 @@ def _open_split(recipe: Recipe, log: RunLog) -> InstanceDataset | None:
             )
         return None
     try:
-        found = open_dataset(recipe.data, recipe.evaluate_split, on_error=recipe.on_error, crowd=recipe.crowd)
+        found = _opened(recipe, recipe.on_error)
     except DataError as error:
         found = _without_defects(recipe, error, log)
     return found if recipe.classes is None else _of_classes(found, recipe.classes, log)
+
+
+def _opened(recipe: Recipe, on_error: OnError) -> InstanceDataset:
+    assert recipe.data is not None
+    needs = get_entry(recipe.model).net.needs
+    return open_dataset(recipe.data, recipe.evaluate_split, on_error=on_error, crowd=recipe.crowd, needs=needs)
 
 
 def _without_defects(recipe: Recipe, error: DataError, log: RunLog) -> InstanceDataset:
@@ -206,7 +217,7 @@ def _without_defects(recipe: Recipe, error: DataError, log: RunLog) -> InstanceD
     if recipe.on_error == "skip":
         raise DataError(f"{str(error).rstrip('.')}; {fix}.") from None
     try:
-        found = open_dataset(recipe.data, recipe.evaluate_split, on_error="skip", crowd=recipe.crowd)
+        found = _opened(recipe, "skip")
     except DataError as again:
         raise DataError(f"{str(again).rstrip('.')}; {fix}.") from None
     log.line(

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from instseg.core.errors import InstsegError
-from instseg.core.shapes import Shapes
 from instseg.core.stopping import Stop
 from instseg.data.batch import Batch
 from instseg.data.dataset import InstanceDataset
@@ -76,8 +75,7 @@ class Losses(nn.Module):
         self, images: list[Tensor], targets: Sequence[Target], step: Step
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses and logs by name, as plain dictionaries, which the wrappers look into."""
-        made = [_target(t, i) for t, i in zip(targets, images, strict=True)]
-        terms = self.model.loss_terms(images, made, step, resize=False)
+        terms = self.model.loss_terms(images, targets, step, resize=False)
         return terms.losses, {name: value.detach() for name, value in terms.logs.items()}
 
 
@@ -454,13 +452,6 @@ class Trainer:
             f"interrupted in epoch {p.epoch + 1} after update {p.update} of {self.per_epoch}; everything is in "
             f"{self.folder / 'last.ckpt'}: the same call with --resume (resume=True) continues the run."
         )
-
-
-def _target(target: Any, image: Tensor) -> Target:
-    if isinstance(target, Target):
-        return target
-    size = (int(image.shape[-2]), int(image.shape[-1]))
-    return Target(size, target["labels"], target["boxes"], Shapes.from_masks(target["masks"]))
 
 
 def _is_measured(value: float) -> bool:

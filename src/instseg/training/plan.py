@@ -11,6 +11,7 @@ from instseg.models.config import renamed
 from instseg.models.zoo import build_config, config_fields, fields_from
 from instseg.training.checkpoint import State, load_state
 from instseg.training.recipe import Recipe, load_recipe, read_recipe, split_fields
+from instseg.weights.checkpoint import Checkpoint
 from instseg.weights.resolve import read_weights
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Plan:
     fields: dict[str, Any]
     state: State | None = None
     notices: tuple[str, ...] = ()
+    start: Checkpoint | None = None  # what a new run starts from, read once
 
     @property
     def kept(self) -> Mapping[str, Any] | None:
@@ -62,7 +64,7 @@ def new_plan(config: str | Path | None, given: dict[str, Any]) -> Plan:
     where = str(config) if config is not None else "the call"
     _, fields = split_fields({**chosen, "model": recipe.model}, config_fields, where)
     known = fields_from(recipe.model, checkpoint.model, checkpoint.config)
-    return Plan(recipe, {**{k: v for k, v in known.items() if k != "num_classes"}, **fields})
+    return Plan(recipe, {**{k: v for k, v in known.items() if k != "num_classes"}, **fields}, start=checkpoint)
 
 
 def resumed_plan(folder: Path, config: str | Path | None, given: dict[str, Any]) -> Plan:

@@ -57,7 +57,7 @@ def train(
     """Train a model on a data set and keep everything in a run folder.
 
     Args:
-        data: folder, COCO JSON, data YAML or built-in name, as for :func:`~instseg.data.dataset.open_dataset`.
+        data: folder, COCO JSON, data YAML or built-in name, as for :func:`~instseg.data.open.open_dataset`.
         model: name from the zoo; None takes the recipe's, or with ``weights`` the checkpoint's. A checkpoint here is
             taken as ``weights``.
         out: the run folder itself; None takes the first free of ``runs/train``, ``runs/train2``, ...
@@ -108,6 +108,7 @@ def train(
                         ours = True
                 log = stack.enter_context(_opened_log(plan, folder if main else None, progress))
                 trainer = _build(plan, folder, accelerator, log, interrupt)
+                del plan
             return _fit(trainer)
     finally:
         if ours and folder is not None:
@@ -139,6 +140,7 @@ def _opened_log(plan: Plan, folder: Path | None, progress: bool) -> Iterator[Run
     """The log of a run, which also records how the run failed."""
     updates = plan.state["updates"] if plan.state is not None else 0
     log = RunLog(folder, progress=progress, tensorboard=plan.recipe.tensorboard, purge_step=updates)
+    del plan  # and with it the weights that the run starts from
     try:
         with _warnings_to(log):
             yield log
@@ -292,9 +294,8 @@ def _build_model(plan: Plan, dataset: InstanceDataset) -> InstanceModel:
     if fields.pop("num_classes", classes) != classes:
         raise ConfigError(f"num_classes comes from the data, which has {classes} classes: leave it out.")
     fresh = plan.state is None
-    start = recipe.weights if fresh else None
     backbone = recipe.backbone_weights if fresh and recipe.weights is None else None
-    model = create_model(recipe.model, classes, start, backbone, fields, dataset.categories)
+    model = create_model(recipe.model, classes, plan.start, backbone, fields, dataset.categories)
     if plan.state is not None:
         model.extra = plan.state["model_extra"]
     model.has_weights = True

@@ -79,7 +79,7 @@ def unpack() -> Callable[[str, Path], dict[str, Any]]:
 
 
 def unpacked(name: str, to: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(Path(__file__).parent / "exports" / "coco.zip") as archive:
+    with zipfile.ZipFile(Path(__file__).parent / "data" / "exports" / "coco.zip") as archive:
         truth: dict[str, Any] = json.loads(archive.read(f"truth/{name}.json"))
         start = f"sets/{name}/"
         files = {n.removeprefix(start): archive.read(n) for n in archive.namelist() if n.startswith(start)}

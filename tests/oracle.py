@@ -30,6 +30,7 @@ class Oracle(nn.Module):
         self.has_weights = True
         self.extra: dict[str, object] = {}
         self.image_rule = ImageRule()
+        self.net = SimpleNamespace(needs=frozenset({"masks"}), optional=frozenset())
 
     @property
     def category_ids(self) -> tuple[int, ...]:

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instseg.data.batch import Batch, Sample, collate, pack_masks, unpack_masks
+from instseg.core.shapes import Shapes, pack_masks, unpack_masks
+from instseg.data.batch import Batch, Sample, collate
 
 
 def sample(index: int, objects: int, height: int = 40, width: int = 50) -> Sample:
@@ -16,7 +17,8 @@ def sample(index: int, objects: int, height: int = 40, width: int = 50) -> Sampl
         mask[i : i + 5, 2 * i : 2 * i + 7] = 1
     boxes = torch.rand(objects, 4)
     labels = torch.arange(objects)
-    return Sample(torch.full((3, height, width), index, dtype=torch.uint8), boxes, labels, masks, 100 + index, index)
+    image = torch.full((3, height, width), index, dtype=torch.uint8)
+    return Sample(image, boxes, labels, Shapes.from_masks(masks), image_id=100 + index, index=index)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -24,7 +26,13 @@ def same(one: Batch, other: Batch) -> bool:
     return (
         one.image_ids == other.image_ids
         and all(torch.equal(a, b) for a, b in zip(one.images, other.images, strict=True))
-        and all(a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a) for a, b in pairs)
+        and all(
+            a.size == b.size
+            and torch.equal(a.labels, b.labels)
+            and torch.equal(a.boxes, b.boxes)
+            and torch.equal(a.masks, b.masks)
+            for a, b in pairs
+        )
     )
 
 
@@ -32,7 +40,7 @@ def test_samples_of_different_sizes_lie_side_by_side() -> None:
     batch = collate([sample(0, 3), sample(1, 0, 20, 30)])
     assert len(batch) == 2
     assert batch.image_ids == [100, 101]
-    assert batch.targets[1]["masks"].shape == (0, 20, 30)
+    assert batch.targets[1].masks.shape == (0, 20, 30)
 
 
 def test_a_pickled_batch_is_the_same_and_does_not_grow_with_the_image() -> None:
@@ -60,4 +68,5 @@ def test_any_masks_survive_packing(seed: int, count: int, height: int, width: in
 
 def test_a_batch_moves_to_a_device_whole() -> None:
     moved = collate([sample(0, 2)]).to("meta")
-    assert {tensor.device.type for tensor in [*moved.images, *moved.targets[0].values()]} == {"meta"}
+    target = moved.targets[0]
+    assert {t.device.type for t in (*moved.images, target.boxes, target.labels, target.masks)} == {"meta"}

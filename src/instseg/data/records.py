@@ -43,8 +43,8 @@ class Annotation:
     box: tuple[float, float, float, float]
     area: float
     crowd: bool = False
-    polygons: tuple[npt.NDArray[np.float64], ...] = ()
-    matte: Tensor | None = None
+    polygons: tuple[npt.NDArray[np.float64], ...] = field(default=(), compare=False)  # the mask says the same
+    matte: Tensor | None = field(default=None, compare=False)
     has_mask: bool = True
 
 

@@ -11,7 +11,8 @@ import pytest
 from torch.utils.data import DataLoader
 
 from instseg.core.errors import DataError
-from instseg.data import dataset, opening
+from instseg.data import open as opened
+from instseg.data import opening
 from instseg.data.batch import collate
 from instseg.data.dataset import InstanceDataset
 from instseg.data.formats import cache
@@ -24,7 +25,7 @@ def large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Every data set counts as large: indexed on the disk, read lazily. Returns the cache's folder."""
     monkeypatch.setenv("INSTSEG_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "MIN_BYTES", 0)
-    monkeypatch.setattr(dataset, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(opened, "_KEPT_BYTES", 0)
     monkeypatch.setattr(opening, "HEADERS", 0)
     cache._remembered.cache_clear()
     return tmp_path / "cache" / "index"
@@ -91,9 +92,9 @@ def test_problems_are_remembered_too(folder: Any, large: Path) -> None:
             open_dataset(folder.path)
         cache._remembered.cache_clear()
     index = read_index(folder.json)
-    assert [(p.severity, p.kind) for p in index.problems.kept] == [
-        ("left_out", "no_mask"),
+    assert sorted((p.severity, p.kind) for p in index.problems.kept) == [
         ("error", "unknown_category"),
+        ("left_out", "no_mask"),
     ]
 
 
@@ -184,3 +185,31 @@ def test_the_fingerprint_follows_the_annotations_and_not_the_place(folder: Any, 
     assert open_dataset(tmp_path / "moved" / "cells").fingerprint() == before
     folder.content["annotations"][0]["segmentation"][0][0] += 1
     assert open_dataset(folder.save()).fingerprint()["annotations"] != before["annotations"]
+
+
+def test_annotations_of_a_box_alone_count_where_no_masks_are_asked_for(folder: Any, large: Path) -> None:
+    folder.annotate(segmentation=[])
+    folder.annotate(segmentation=[], bbox=[1, 1, 0, 4])
+    folder.save()
+    with pytest.warns(UserWarning, match="left out 2 annotations: 2 without a mask"):
+        masked = open_dataset(folder.path)
+    with pytest.warns(UserWarning, match="left out 1 annotation: 1 without a mask"):
+        boxed = open_dataset(folder.path, needs=frozenset())
+    rows, _ = masked.objects()
+    boxes, _ = boxed.objects()
+    assert len(boxes) == len(rows) + 1
+    assert [a.has_mask for a in boxed.records[0].annotations] == [True, False]
+    assert boxed[0].shapes is None and len(boxed[0].boxes) == 2
+    assert masked.fingerprint() != boxed.fingerprint()
+
+
+def test_no_mask_is_decoded_where_only_boxes_are_read(
+    folder: Any, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.save()
+    monkeypatch.setattr("instseg.data.formats.index.read_segmentation", None)
+    dataset = open_dataset(folder.path, needs=frozenset(), read_shapes=False)
+    sample = dataset[0]
+    x0, y0, x1, y1 = sample.boxes[0].tolist()
+    x, y, w, h = folder.content["annotations"][0]["bbox"]
+    assert (x0, y0, x1 - x0, y1 - y0) == (x, y, w, h)

@@ -1,5 +1,7 @@
 """Augmentation: what each field does, and that everything follows from the generator."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,11 @@ from pydantic import ValidationError
 
 from instseg.core import rle as rle_codes
 from instseg.core.geometry import mask_extents
+from instseg.core.shapes import Shapes
+from instseg.data.batch import Sample
 from instseg.data.records import Annotation
-from instseg.data.transforms.augment import Augment, RawSample, Shot, build_transform, draw_view, paste, untouched
+from instseg.data.transforms import augment
+from instseg.data.transforms.augment import Augment, RawSample, build_transform, draw_geometry, paste, untouched
 
 
 def scene(seed: int = 0, height: int = 60, width: int = 80, objects: int = 3) -> RawSample:
@@ -23,7 +28,7 @@ def scene(seed: int = 0, height: int = 60, width: int = 80, objects: int = 3) ->
     return RawSample(image, annotations)
 
 
-def run(augment: Augment, seed: int = 0, source: RawSample | None = None, train: bool = True) -> Shot:
+def run(augment: Augment, seed: int = 0, source: RawSample | None = None, train: bool = True) -> Sample:
     transform = build_transform(augment, train)
     return transform(source or scene(), np.random.default_rng(seed), lambda rng: scene(int(rng.integers(1, 9))))
 
@@ -44,10 +49,10 @@ STRONG = Augment(
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_shot_is_consistent_and_follows_from_the_generator(seed: int) -> None:
+def test_a_sample_is_consistent_and_follows_from_the_generator(seed: int) -> None:
     one, other = run(STRONG, seed), run(STRONG, seed)
-    for a, b in zip(vars(one).values(), vars(other).values(), strict=True):
-        assert torch.equal(a, b)
+    for name in ("image", "boxes", "labels", "masks"):
+        assert torch.equal(getattr(one, name), getattr(other, name))
     count = len(one.labels)
     assert one.image.dtype == one.masks.dtype == torch.uint8
     assert one.masks.shape == (count, *one.image.shape[1:])
@@ -59,17 +64,17 @@ def test_a_shot_is_consistent_and_follows_from_the_generator(seed: int) -> None:
     assert (one.boxes - extents).abs().max() <= 4  # equal up to the resize to whole pixels
 
 
-def test_different_generators_give_different_shots() -> None:
-    shots = {run(STRONG, seed).image.float().mean().item() for seed in range(8)}
-    assert len(shots) == 8
+def test_different_generators_give_different_samples() -> None:
+    samples = {run(STRONG, seed).image.float().mean().item() for seed in range(8)}
+    assert len(samples) == 8
 
 
 def test_nothing_asked_for_changes_nothing() -> None:
     source = scene()
-    shot = run(Augment(flip=0.0), source=source)
-    assert torch.equal(shot.image, source.image)
-    assert shot.labels.tolist() == [0, 1, 2]
-    assert torch.equal(untouched(source, np.random.default_rng(0), lambda _: source).masks, shot.masks)
+    sample = run(Augment(flip=0.0), source=source)
+    assert torch.equal(sample.image, source.image)
+    assert sample.labels.tolist() == [0, 1, 2]
+    assert torch.equal(untouched(source, np.random.default_rng(0), lambda _: source).masks, sample.masks)
 
 
 def test_flip_mirrors_image_masks_and_boxes() -> None:
@@ -87,9 +92,9 @@ def test_multi_scale_draws_each_short_side() -> None:
 
 def test_without_train_nothing_is_random_and_the_largest_size_is_taken() -> None:
     augment = STRONG.model_copy(update={"enlarge": None, "train_short": [90, 120]})
-    shots = [run(augment, seed, train=False) for seed in range(3)]
-    assert all(shot.image.shape == (3, 120, 160) for shot in shots)
-    assert torch.equal(shots[0].image, shots[1].image)
+    samples = [run(augment, seed, train=False) for seed in range(3)]
+    assert all(sample.image.shape == (3, 120, 160) for sample in samples)
+    assert torch.equal(samples[0].image, samples[1].image)
 
 
 def test_small_images_keep_their_size_when_told() -> None:
@@ -100,16 +105,16 @@ def test_small_images_keep_their_size_when_told() -> None:
 def test_large_scale_jitter_covers_its_range() -> None:
     rng = np.random.default_rng(0)
     augment = Augment(enlarge=2, jitter_scale=(0.5, 1.5))
-    heights = [draw_view((100, 100), augment, rng).size[0] for _ in range(200)]
+    heights = [draw_geometry((100, 100), augment, rng).size[0] for _ in range(200)]
     assert 100 <= min(heights) < 120
     assert 280 < max(heights) <= 300
 
 
 def test_crop_of_an_object_keeps_only_what_is_seen() -> None:
     for seed in range(30):
-        shot = run(Augment(enlarge=1, crop=32, flip=0), seed)
-        assert shot.image.shape == (3, 32, 32)
-        assert torch.equal(shot.boxes, mask_extents(shot.masks.bool()).float())
+        sample = run(Augment(enlarge=1, crop=32, flip=0), seed)
+        assert sample.image.shape == (3, 32, 32)
+        assert torch.equal(sample.boxes, mask_extents(sample.masks.bool()).float())
 
 
 @pytest.mark.parametrize("field", ["brightness", "contrast", "saturation", "hue"])
@@ -126,17 +131,18 @@ def test_rotation_by_quarter_turns_occurs_and_is_even() -> None:
     assert 8 <= shapes.count((3, 80, 60)) <= 32
 
 
-def shot_of(boxes: list[tuple[int, int, int, int]], size: tuple[int, int], value: int) -> Shot:
+def sample_of(boxes: list[tuple[int, int, int, int]], size: tuple[int, int], value: int) -> Sample:
     masks = torch.zeros(len(boxes), *size, dtype=torch.uint8)
     for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
         mask[y0:y1, x0:x1] = 1
     image = torch.full((3, *size), value, dtype=torch.uint8)
-    return Shot(image, masks, torch.tensor(boxes).float().view(-1, 4), torch.arange(len(boxes)))
+    boxes_of = torch.tensor(boxes).float().view(-1, 4)
+    return Sample(image, boxes_of, torch.arange(len(boxes)), Shapes.from_masks(masks))
 
 
 def test_pasted_objects_cover_what_lies_below() -> None:
-    below = shot_of([(0, 0, 10, 10), (20, 20, 30, 30), (4, 4, 6, 6)], (40, 40), 10)
-    above = shot_of([(3, 0, 20, 40)], (40, 20), 200)
+    below = sample_of([(0, 0, 10, 10), (20, 20, 30, 30), (4, 4, 6, 6)], (40, 40), 10)
+    above = sample_of([(3, 0, 20, 40)], (40, 20), 200)
     result = paste(below, above)
     assert result.labels.tolist() == [0, 1, 0]  # the small one is wholly covered
     assert result.boxes.tolist() == [[0, 0, 3, 10], [20, 20, 30, 30], [3, 0, 20, 40]]
@@ -146,9 +152,9 @@ def test_pasted_objects_cover_what_lies_below() -> None:
     assert (below.image == 10).all()  # the original is left alone
 
 
-def test_pasting_nothing_leaves_the_shot_alone() -> None:
-    below = shot_of([(0, 0, 10, 10)], (40, 40), 10)
-    assert paste(below, shot_of([], (20, 60), 9)) is below
+def test_pasting_nothing_leaves_the_sample_alone() -> None:
+    below = sample_of([(0, 0, 10, 10)], (40, 40), 10)
+    assert paste(below, sample_of([], (20, 60), 9)) is below
 
 
 def test_copy_paste_adds_objects_of_another_image() -> None:
@@ -158,9 +164,9 @@ def test_copy_paste_adds_objects_of_another_image() -> None:
 
 
 def test_image_without_objects_gives_empty_targets() -> None:
-    shot = run(STRONG.model_copy(update={"copy_paste": 0.0}), source=scene(objects=0))
-    assert shot.masks.shape == (0, *shot.image.shape[1:])
-    assert shot.boxes.shape == (0, 4)
+    sample = run(STRONG.model_copy(update={"copy_paste": 0.0}), source=scene(objects=0))
+    assert sample.masks.shape == (0, *sample.image.shape[1:])
+    assert sample.boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize(
@@ -169,3 +175,60 @@ def test_image_without_objects_gives_empty_targets() -> None:
 def test_impossible_fields_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Augment(**fields)  # type: ignore[arg-type]
+
+
+# --- what a network asks for ----------------------------------------------------------------------------------------
+
+
+def asking(*needs: str, **changes: object) -> RawSample:
+    return replace(scene(), needs=frozenset(needs), **changes)
+
+
+def test_boxes_alone_are_cut_without_decoding_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = run(Augment(flip=1, enlarge=2, crop=64), 3)
+    monkeypatch.setattr(augment, "crop_masks", None)
+    boxes = run(Augment(flip=1, enlarge=2, crop=64), 3, asking())
+    assert boxes.shapes is None
+    assert len(boxes.labels) == len(boxes.boxes) >= len(masks.labels)
+    for box, label in zip(masks.boxes, masks.labels, strict=True):
+        torch.testing.assert_close(boxes.boxes[boxes.labels == label][0], box)
+
+
+def test_boxes_that_leave_the_crop_are_dropped() -> None:
+    for seed in range(30):
+        sample = run(Augment(enlarge=1, crop=32, flip=0), seed, asking())
+        assert bool((sample.boxes >= 0).all()) and bool((sample.boxes <= 32).all())
+        assert bool(((sample.boxes[:, 2:] - sample.boxes[:, :2]) >= 1).all())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_outlines_are_the_same_masks_later(seed: int) -> None:
+    fields = STRONG.model_copy(update={"copy_paste": 0.0})
+    dense, lazy = run(fields, seed), run(fields, seed, asking("outlines"))
+    assert lazy.shapes is not None and not lazy.shapes.rasterized
+    assert torch.equal(lazy.masks, dense.masks) and torch.equal(lazy.boxes, dense.boxes)
+
+
+def test_a_matte_is_never_rounded() -> None:
+    ramp = torch.linspace(0, 1, 80).expand(60, 80).contiguous()
+    annotation = replace(scene(objects=1).annotations[0], matte=ramp)
+    sample = run(Augment(flip=1), 0, asking("mattes", annotations=[annotation]))
+    assert torch.equal(sample.masks[0], ramp.flip(1))
+    larger = run(Augment(flip=0, enlarge=2), 0, asking("mattes", annotations=[annotation]))
+    expected = torch.nn.functional.interpolate(ramp[None, None], size=(120, 160), mode="bilinear")[0, 0]
+    torch.testing.assert_close(larger.masks[0], expected)
+
+
+def test_a_map_of_classes_goes_where_the_image_goes_and_is_ignored_under_pasted_objects() -> None:
+    classes = torch.arange(60 * 80).view(60, 80) % 7
+    sample = run(Augment(flip=1), 0, asking("masks", "semantic", semantic=classes))
+    assert sample.semantic is not None and torch.equal(sample.semantic, classes.flip(1))
+    changed = 0
+    for seed in range(10):
+        pasted = run(Augment(flip=0, copy_paste=1), seed, asking("masks", "semantic", semantic=classes))
+        assert pasted.semantic is not None
+        other = pasted.semantic != classes
+        assert bool((pasted.semantic[other] == 255).all())
+        changed += int(other.sum())
+    assert changed > 0
+    assert run(Augment(flip=0), 0, asking("masks", semantic=classes)).semantic is None

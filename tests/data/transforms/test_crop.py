@@ -9,18 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from instseg.core import crop as geometry
 from instseg.core import rle as rle_codes
-from instseg.core.geometry import mask_extents
-from instseg.data.transforms import crop as geometry
-from instseg.data.transforms.crop import (
-    CropTransform,
-    crop_view,
-    fit_factor,
-    full_view,
-    view_boxes,
-    view_image,
-    view_masks,
-)
+from instseg.core.crop import CropTransform, crop_masks, full_crop
+from instseg.core.geometry import fit_factor, mask_extents
+from instseg.data.transforms.crop import crop_image, draw_crop
 
 
 def blobs(seed: int, height: int, width: int, count: int = 4) -> np.ndarray:
@@ -51,7 +44,7 @@ def views(draw: st.DrawFn, height: int, width: int) -> CropTransform:
 @given(st.integers(0, 1000), views(23, 31))
 def test_masks_equal_those_cut_resized_and_turned_densely(seed: int, view: CropTransform) -> None:
     masks = blobs(seed, 23, 31)
-    shown, _, index = view_masks([rle_codes.encode(mask) for mask in masks], view)
+    shown, _, index = crop_masks([rle_codes.encode(mask) for mask in masks], view)
     window = torch.from_numpy(masks)[:, view.top : view.top + view.height, view.left : view.left + view.width]
     rows = torch.arange(view.size[0]) * view.height // view.size[0]
     columns = torch.arange(view.size[1]) * view.width // view.size[1]
@@ -80,7 +73,7 @@ def test_boxes_are_the_tight_boxes_of_the_cut_masks_times_the_factor(
     seed: int, view: CropTransform, factor: int
 ) -> None:
     view = replace(view, size=(view.height * factor, view.width * factor))
-    shown, boxes, _ = view_masks([rle_codes.encode(mask) for mask in blobs(seed, 23, 31)], view)
+    shown, boxes, _ = crop_masks([rle_codes.encode(mask) for mask in blobs(seed, 23, 31)], view)
     assert torch.equal(boxes, mask_extents(shown.bool()).float())
 
 
@@ -89,8 +82,8 @@ def test_boxes_are_the_tight_boxes_of_the_cut_masks_times_the_factor(
 def test_image_and_masks_stay_together(seed: int, view: CropTransform) -> None:
     view = replace(view, size=(view.height, view.width))
     masks = blobs(seed, 23, 31, count=3)
-    picture = view_image(as_picture(masks), view)
-    shown, _, index = view_masks([rle_codes.encode(mask) for mask in masks], view)
+    picture = crop_image(as_picture(masks), view)
+    shown, _, index = crop_masks([rle_codes.encode(mask) for mask in masks], view)
     assert picture.shape[1:] == view.out_size
     assert torch.equal(picture[index], shown * 255)
 
@@ -98,14 +91,14 @@ def test_image_and_masks_stay_together(seed: int, view: CropTransform) -> None:
 def test_masks_are_cut_in_groups_without_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = [rle_codes.encode(mask) for mask in blobs(3, 40, 50, count=20)]
     view = CropTransform(5, 5, 30, 40, (15, 20), mirror=True, turns=1)
-    whole = view_masks(codes, view)
+    whole = crop_masks(codes, view)
     monkeypatch.setattr(geometry, "_CHUNK_PIXELS", 3 * 30 * 40)
-    for one, other in zip(whole, view_masks(codes, view), strict=True):
+    for one, other in zip(whole, crop_masks(codes, view), strict=True):
         assert torch.equal(one, other)
 
 
 def test_no_masks_give_empty_tensors_of_the_views_size() -> None:
-    masks, boxes, index = view_masks([], CropTransform(0, 0, 10, 20, (20, 40), turns=1))
+    masks, boxes, index = crop_masks([], CropTransform(0, 0, 10, 20, (20, 40), turns=1))
     assert masks.shape == (0, 40, 20)
     assert boxes.shape == (0, 4)
     assert len(index) == 0
@@ -114,21 +107,21 @@ def test_no_masks_give_empty_tensors_of_the_views_size() -> None:
 def test_object_outside_the_window_is_dropped_even_when_its_box_meets_it() -> None:
     corner = np.zeros((20, 20), dtype=np.uint8)
     corner[0, :] = corner[:, 0] = 1  # an L around the window
-    masks, _, index = view_masks([rle_codes.encode(corner)], CropTransform(5, 5, 10, 10, (10, 10)))
+    masks, _, index = crop_masks([rle_codes.encode(corner)], CropTransform(5, 5, 10, 10, (10, 10)))
     assert len(masks) == len(index) == 0
 
 
 def test_bilinear_resize_has_no_antialiasing() -> None:
     image = torch.zeros(3, 4, 8, dtype=torch.uint8)
     image[:, :, ::4] = 200
-    shown = view_image(image, CropTransform(0, 0, 4, 8, (1, 2)))
+    shown = crop_image(image, CropTransform(0, 0, 4, 8, (1, 2)))
     assert shown.max() == 0  # the samples lie between columns 1 and 2, and 5 and 6
 
 
 def test_boxes_turn_counter_clockwise_as_the_pixels() -> None:
     box = torch.tensor([[1.0, 2.0, 4.0, 3.0]])
-    assert view_boxes(box, CropTransform(0, 0, 10, 20, (10, 20), turns=1)).tolist() == [[2, 16, 3, 19]]
-    assert view_boxes(box, CropTransform(0, 0, 10, 20, (20, 40), mirror=True)).tolist() == [[32, 4, 38, 6]]
+    assert CropTransform(0, 0, 10, 20, (10, 20), turns=1).boxes(box).tolist() == [[2, 16, 3, 19]]
+    assert CropTransform(0, 0, 10, 20, (20, 40), mirror=True).boxes(box).tolist() == [[32, 4, 38, 6]]
 
 
 @pytest.mark.parametrize(
@@ -139,13 +132,13 @@ def test_resize_fits_short_and_long_side(
     size: tuple[int, int], short: int, long: int, expected: tuple[int, int]
 ) -> None:
     factor = fit_factor(*size, short, long)
-    assert crop_view(*size, factor, None, np.random.default_rng(0)).size == expected
+    assert draw_crop(*size, factor, None, np.random.default_rng(0)).size == expected
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 400), st.integers(1, 400), st.floats(0.2, 4), st.integers(32, 300), st.integers(0, 99))
 def test_crop_lies_in_the_image_and_has_its_size(height: int, width: int, factor: float, crop: int, seed: int) -> None:
-    view = crop_view(height, width, factor, crop, np.random.default_rng(seed))
+    view = draw_crop(height, width, factor, crop, np.random.default_rng(seed))
     for start, span, side, out in (
         (view.top, view.height, height, view.size[0]),
         (view.left, view.width, width, view.size[1]),
@@ -156,6 +149,6 @@ def test_crop_lies_in_the_image_and_has_its_size(height: int, width: int, factor
         assert span == side or abs(span * factor - crop) <= max(factor, 1)
 
 
-def test_full_view_changes_nothing() -> None:
+def test_full_crop_changes_nothing() -> None:
     masks = blobs(1, 12, 17, count=3)
-    assert torch.equal(view_image(as_picture(masks), full_view(12, 17)), as_picture(masks))
+    assert torch.equal(crop_image(as_picture(masks), full_crop(12, 17)), as_picture(masks))

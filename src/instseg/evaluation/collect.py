@@ -106,6 +106,19 @@ def collect(
     return parts
 
 
+def collect_together(
+    model: InstanceModel,
+    dataset: InstanceDataset,
+    category_ids: Sequence[int | None],
+    *,
+    share: Share | None,
+    **options: Any,
+) -> list[Part]:
+    """What all processes find, each in its share; without ``share`` this one finds everything."""
+    work = partial(collect, model, dataset, category_ids, share=share, **options)
+    return work() if share is None else [part for found in share.gather(work) for part in found]
+
+
 def joined(parts: Sequence[Part], dataset: InstanceDataset) -> tuple[list[dict[str, Any]], list[int], bool]:
     """All rows in the order of the images, the ids of the images that could not be read, and whether there are masks.
 

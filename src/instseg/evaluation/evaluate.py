@@ -7,18 +7,17 @@ import time
 import warnings
 import zlib
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from instseg.core.category_matching import Match, match_categories
+from instseg.core.category_matching import ClassMatch, Match, match_categories
 from instseg.core.environment import pick_device
 from instseg.core.errors import CheckpointError, ConfigError, DataError
 from instseg.core.files import make_writable
 from instseg.evaluation.best import best_of
-from instseg.evaluation.collect import Share, collect, collect_results, joined
+from instseg.evaluation.collect import Share, collect_results, collect_together, joined
 from instseg.metrics.coco import CocoMetrics, evaluate_coco
 from instseg.metrics.confusion import confusion_matrix
 
@@ -103,10 +102,9 @@ def evaluate(
     classes = match_categories(model.categories, dataset.categories, match)
     cap = int(model.config.max_instances) if max_dets is None else max_dets
     started, left_out = time.perf_counter(), dataset.left_out_line()
-    find = partial(
-        collect, model, dataset, classes.ids, batch=batch, workers=workers, progress=progress, tta=tta, share=share
+    parts = collect_together(
+        model, dataset, classes.ids, batch=batch, workers=workers, progress=progress, tta=tta, share=share
     )
-    parts = find() if share is None else [part for found in share.gather(find) for part in found]
     if share is not None and share.index:
         return {}
     results, skipped, masks = joined(parts, dataset)
@@ -121,18 +119,27 @@ def evaluate(
         "split": dataset.split,
         "held_out": held,
         "skipped_images": len(skipped),
-        "classes": {
-            "matched_by": classes.by,
-            "only_in_model": list(classes.only_model),
-            "only_in_data": list(classes.only_data),
-        },
+        "classes": _paired(classes),
         "seconds": {"predict": predicted - started, "metrics": time.perf_counter() - predicted},
     }
     if out is not None:
-        from instseg.results.writers import write_json
-
-        write_json(Path(out) / "metrics.json", report, indent=2)
+        _write(report, Path(out))
     return report
+
+
+def _paired(classes: ClassMatch) -> dict[str, Any]:
+    """How the classes were paired, and which exist on one side only."""
+    return {
+        "matched_by": classes.by,
+        "only_in_model": list(classes.only_model),
+        "only_in_data": list(classes.only_data),
+    }
+
+
+def _write(report: dict[str, Any], out: Path) -> None:
+    from instseg.results.writers import write_json
+
+    write_json(out / "metrics.json", report, indent=2)
 
 
 def _open(

@@ -16,7 +16,7 @@ WORDS = ("solo", "sodar", "decoupled", "aggregation", "condinst", "tensormask", 
 METHODS = {entry.net.__name__ for entry in MODELS.values()} | {entry.config.__name__ for entry in MODELS.values()}
 # Rooms that see objects of other libraries, or of users, and ask what these can do; no network comes there. `nn`
 # asks blocks of timm.
-FOREIGN = ("cli/", "data/", "sources/", "nn/")
+FOREIGN = ("core/", "cli/", "data/", "sources/", "nn/")
 ALLOWED = {
     ("training/recipe.py", '"solov2_r50"'),  # what is trained where nobody names a model
 }

@@ -343,13 +343,27 @@ def test_val_reports_what_the_method_finds(trained: tuple[str, Path], data: Path
     call = ["val", str(out), str(data), "--out", str(tmp_path / "val"), "--device", "cpu", "--workers", "0"]
     assert main([*call, "--batch", "3", "score=0.0"]) == 0
     report = json.loads((tmp_path / "val" / "metrics.json").read_text())
+    kind, best, title = ("bbox", "box_ap", "box AP") if name == "toy_boxes" else ("segm", "ap", "mask AP")
     assert 0 <= report["bbox"]["ap"] <= 1 and report["predictions"] > 0
+    value = report[kind]["ap"]
+    assert report["best"] == {"name": best, "title": title, "value": value, "direction": "max"}
+    with open(out / "metrics.csv", newline="") as file:
+        assert best in next(csv.reader(file))
+    assert title in (out / "log.txt").read_text()
     results = json.loads((tmp_path / "val" / "results.json").read_text())
     assert results and all(("segmentation" in row) != (name == "toy_boxes") for row in results)
     if name == "toy_boxes":
         assert all(len(row["bbox"]) == 4 for row in results)
-        assert "bbox" in json.dumps(report["best"]) or "box" in json.dumps(report["best"])
-        assert "ap" not in (report.get("segm") or {})
+        assert "segm" not in report
+
+
+def test_a_detector_that_finds_nothing_is_measured_by_its_boxes(tmp_path: Path, data: Path) -> None:
+    model = build("toy_boxes", score=1.0)
+    model.set_categories(Categories.from_names(("white", "red")))
+    model.has_weights = True
+    report = instseg.evaluate(model, data, device="cpu", progress=False)
+    assert report["predictions"] == 0 and report["bbox"]["ap"] == 0 and "segm" not in report
+    assert report["best"] == {"name": "box_ap", "title": "box AP", "value": 0.0, "direction": "max"}
 
 
 def test_predict_writes_results_and_pictures(trained: tuple[str, Path], data: Path, tmp_path: Path) -> None:
@@ -427,6 +441,9 @@ def test_boxes_alone_are_data_enough(bare: str, tmp_path: Path) -> None:
         assert result["epochs"] == 2
     rows = rows_of(tmp_path / "toy_two_stage")
     assert (float(rows[1]["loss_mask"]) > 0) == (bare == "half")
+    assert all(float(row["loss_box"]) > 0 for row in rows)
+    report = instseg.evaluate(tmp_path / "toy_boxes", folder, device="cpu", progress=False)
+    assert report["instances"] == sum(len(draw(number)[1]) for number in (6, 7)) and report["bbox"]["ap"] >= 0
 
 
 def test_masks_that_a_method_needs_are_missed_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,15 +12,15 @@ PETS = Categories(("cat", "dog"), (3, 7))
 
 
 def test_it_is_a_tuple_of_names_that_knows_their_ids() -> None:
-    assert PETS == ("cat", "dog") and ("cat", "dog") == PETS and PETS[1] == "dog" and len(PETS) == 2
+    assert PETS == ("cat", "dog") and PETS == ("cat", "dog") and PETS[1] == "dog" and len(PETS) == 2
     assert PETS.names == ("cat", "dog") and type(PETS.names) is tuple
     assert PETS.ids == (3, 7)
     assert Categories.from_names(["a", "b"]).ids == (0, 1)
 
 
 def test_two_are_equal_when_names_and_ids_are() -> None:
-    assert PETS == Categories(["cat", "dog"], [3, 7])
-    assert PETS != Categories(("cat", "dog"), (3, 8)) and PETS != Categories(("cat", "cow"), (3, 7))
+    assert Categories(["cat", "dog"], [3, 7]) == PETS
+    assert Categories(("cat", "dog"), (3, 8)) != PETS and Categories(("cat", "cow"), (3, 7)) != PETS
     assert hash(PETS) == hash(("cat", "dog"))
 
 

@@ -147,7 +147,7 @@ def _mattes(annotations: Sequence[Annotation], crop: CropTransform) -> tuple[Sha
     for out, annotation in zip(mattes, annotations, strict=True):
         whole = annotation.matte
         pixels = torch.from_numpy(rle_codes.decode(annotation.rle)).float() if whole is None else whole.float()
-        out.copy_(crop.maps(pixels[None], "bilinear")[0])
+        out.copy_(crop.maps(pixels[None], "bilinear")[0].clamp(0, 1))  # rounding may exceed 1
     extents = mask_extents(mattes > 0).float()
     kept = (extents[:, 2] > extents[:, 0]).nonzero()[:, 0]
     return Shapes.from_masks(mattes[kept]), extents[kept], kept

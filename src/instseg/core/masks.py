@@ -138,7 +138,8 @@ class Masks:
         windows: list[Tensor] = []
         foreground: list[Tensor] = []
         for soft, layout in zip(stacks, layouts, strict=True):
-            windows.append(mask_extents(soft >= floor).cpu())
+            kept_cells = soft >= floor if floor <= threshold else (soft >= floor) | (soft > threshold)
+            windows.append(mask_extents(kept_cells).cpu())
             foreground.append(mask_extents(soft >= threshold if layout.boxed else soft > threshold).cpu())
             values += [soft[i, y0:y1, x0:x1].reshape(-1) for i, (x0, y0, x1, y1) in enumerate(windows[-1].tolist())]
         device = stacks[0].device if stacks else torch.device("cpu")

@@ -29,7 +29,7 @@ def wrong_references(text: str) -> list[str]:
                 source = "" if found is None else found.read_text(encoding="utf-8")
                 if found is None:
                     wrong.append(token)
-            elif source and NAME.fullmatch(token) and "|" in text:
+            elif source and NAME.fullmatch(token) and "|" in text and not token.endswith(".py"):
                 last = re.escape(token.split(".")[-1])
                 if not re.search(rf"(?:def|class) {last}\b|^\s*{last}\b.*[:=]", source, flags=re.MULTILINE):
                     wrong.append(f"{token} (not in the file before it)")

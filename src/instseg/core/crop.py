@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instseg.core import rle as rle_codes
-from instseg.core.rle import RLE, decode_part
+from instseg.core.rle import RLE, UInt8Array, decode_parts
 
 Box: TypeAlias = tuple[int, int, int, int]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
@@ -149,10 +149,13 @@ def _near(codes: Sequence[RLE], crop: CropTransform) -> list[tuple[int, Box]]:
 def _chunk(codes: Sequence[RLE], near: Sequence[tuple[int, Box]], crop: CropTransform) -> tuple[Tensor, Tensor, Tensor]:
     """Masks, boxes and indices of some of the codes."""
     window = np.zeros((len(near), crop.height, crop.width), dtype=np.uint8)
+    limits = crop.left, crop.top, crop.left + crop.width, crop.top + crop.height
+    cut = [(*map(max, box[:2], limits[:2]), *map(min, box[2:], limits[2:])) for _, box in near]
+    parts = decode_parts([codes[i] for i, _ in near], [(y0, x0, y1, x1) for x0, y0, x1, y1 in cut])
     boxes: list[Box] = []
     kept: list[int] = []
-    for i, box in near:
-        inside = _cut(codes[i], box, crop, window[len(kept)])
+    for (i, box), place, part in zip(near, cut, parts, strict=True):
+        inside = _pasted(part, place, box, crop, window[len(kept)])
         if inside is not None:
             boxes.append(inside)
             kept.append(i)
@@ -164,13 +167,14 @@ def _chunk(codes: Sequence[RLE], near: Sequence[tuple[int, Box]], crop: CropTran
     return (masks, shown, index) if bool(alive.all()) else (masks[alive], shown[alive], index[alive])
 
 
-def _cut(code: RLE, box: Box, crop: CropTransform, window: npt.NDArray[np.uint8]) -> Box | None:
-    """Write a mask with the tight box ``box`` into the window; gives its tight box in there, None without a pixel."""
-    x0, y0 = max(box[0], crop.left), max(box[1], crop.top)
-    x1, y1 = min(box[2], crop.left + crop.width), min(box[3], crop.top + crop.height)
-    part = decode_part(code, y0, x0, y1, x1)
+def _pasted(part: UInt8Array, place: Box, box: Box, crop: CropTransform, window: npt.NDArray[np.uint8]) -> Box | None:
+    """Write the part of a mask at ``place`` into the window; the mask's tight box in there, None without a pixel.
+
+    ``box`` is the tight box of the whole mask.
+    """
+    x0, y0, x1, y1 = place
     window[y0 - crop.top : y1 - crop.top, x0 - crop.left : x1 - crop.left] = part
-    if (x0, y0, x1, y1) != box:
+    if place != box:
         columns, rows = np.flatnonzero(part.any(axis=0)), np.flatnonzero(part.any(axis=1))
         if not len(columns):
             return None

@@ -78,6 +78,11 @@ def decode_part(rle: RLE, top: int, left: int, bottom: int, right: int) -> UInt8
     return _filled(starts[inside], stops[inside], height, (0, left, height, right))[top:bottom]
 
 
+def decode_parts(rles: Sequence[RLE], parts: Sequence[tuple[int, int, int, int]]) -> list[UInt8Array]:
+    """:func:`decode_part` of each of several codes; ``parts`` are (top, left, bottom, right)."""
+    return [decode_part(code, *part) for code, part in zip(rles, parts, strict=True)]
+
+
 def decode_all(rles: Sequence[RLE]) -> Iterator[tuple[int, list[tuple[int, int, BoolArray]]]]:
     """The windows of many codes as :func:`decode_window` returns them, so many at a time as fit into memory.
 

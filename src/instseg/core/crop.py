@@ -149,8 +149,8 @@ def _near(codes: Sequence[RLE], crop: CropTransform) -> list[tuple[int, Box]]:
 def _chunk(codes: Sequence[RLE], near: Sequence[tuple[int, Box]], crop: CropTransform) -> tuple[Tensor, Tensor, Tensor]:
     """Masks, boxes and indices of some of the codes."""
     window = np.zeros((len(near), crop.height, crop.width), dtype=np.uint8)
-    limits = crop.left, crop.top, crop.left + crop.width, crop.top + crop.height
-    cut = [(*map(max, box[:2], limits[:2]), *map(min, box[2:], limits[2:])) for _, box in near]
+    left, top, right, bottom = crop.left, crop.top, crop.left + crop.width, crop.top + crop.height
+    cut: list[Box] = [(max(x0, left), max(y0, top), min(x1, right), min(y1, bottom)) for _, (x0, y0, x1, y1) in near]
     parts = decode_parts([codes[i] for i, _ in near], [(y0, x0, y1, x1) for x0, y0, x1, y1 in cut])
     boxes: list[Box] = []
     kept: list[int] = []

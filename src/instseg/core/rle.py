@@ -80,7 +80,8 @@ def decode_part(rle: RLE, top: int, left: int, bottom: int, right: int) -> UInt8
 
 def decode_parts(rles: Sequence[RLE], parts: Sequence[tuple[int, int, int, int]]) -> list[UInt8Array]:
     """:func:`decode_part` of each of several codes; ``parts`` are (top, left, bottom, right)."""
-    return [decode_part(code, *part) for code, part in zip(rles, parts, strict=True)]
+    # Copied: a part may be a view of the whole mask.
+    return [decode_part(code, *part).copy() for code, part in zip(rles, parts, strict=True)]
 
 
 def decode_all(rles: Sequence[RLE]) -> Iterator[tuple[int, list[tuple[int, int, BoolArray]]]]:

@@ -10,6 +10,7 @@ import numpy as np
 from instseg.core.category_matching import match_categories
 from instseg.core.errors import ConfigError, DataError
 from instseg.core.stopping import Stop
+from instseg.core.target import SHAPES
 from instseg.data.dataset import InstanceDataset, OnError
 from instseg.data.formats.layout import locate
 from instseg.data.holdout import KEY, LEAST_IMAGES, file_names, hold_out, make_record, parts
@@ -72,6 +73,7 @@ def open_training_data(recipe: Recipe, state: State | None, log: RunLog) -> Trai
         crowd=recipe.crowd,
         classes=recipe.classes,
         needs=net.needs,
+        read_shapes=not SHAPES.isdisjoint(net.needs | net.optional),
     )
     whole.needs = net.needs | net.optional
     if not len(whole):

@@ -1,6 +1,7 @@
 """Folders that results go into, and files that are either whole or absent."""
 
 import os
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -95,11 +96,11 @@ def make_writable(folder: Path, error: type[InstsegError]) -> None:
 
 def write_fault(folder: Path) -> str | None:
     """Makes a folder where it is not there; why no file can be written into it, or None where one can."""
-    probe = folder / f".writable.{os.getpid()}"
+    probe = folder / f".writable.{os.getpid()}.{threading.get_ident()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         if folder.exists() and not folder.is_dir():
             return "is a file, not a folder"

@@ -65,6 +65,23 @@ def test_a_polygon_in_a_box_is_rasterized_there() -> None:
     assert not shapes.rasterized
 
 
+def test_a_polygon_in_a_box_is_the_same_after_the_masks_were_asked_for() -> None:
+    shapes = Shapes.from_outlines([outline()], WHOLE)
+    box = torch.tensor([[4.0, 3.0, 28.5, 22.0]])
+    before = shapes.in_boxes(box, 28)
+    shapes.at_stride(4)
+    assert torch.equal(shapes.in_boxes(box, 28), before)
+    assert torch.equal(shapes[[0]].to("cpu").in_boxes(box, 28), before)
+
+
+def test_a_code_beside_a_polygon_does_not_change_how_the_polygon_is_rasterized() -> None:
+    box = torch.tensor([[4.0, 3.0, 28.5, 22.0]])
+    code = Outline(outline().code)
+    mixed = Shapes.from_outlines([outline(), code], WHOLE).in_boxes(box.repeat(2, 1), 28)
+    assert torch.equal(mixed[:1], Shapes.from_outlines([outline()], WHOLE).in_boxes(box, 28))
+    assert torch.equal(mixed[1:], Shapes.from_outlines([code], WHOLE).in_boxes(box, 28))
+
+
 @pytest.mark.parametrize("side", [14, 28, 56])
 def test_a_mask_in_a_box_is_close_to_its_polygon_there(side: int) -> None:
     lazy = Shapes.from_outlines([outline()], WHOLE)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -158,12 +157,18 @@ class Shapes:
         """
         if len(boxes) != len(self):
             raise ValueError(f"{len(boxes)} boxes for {len(self)} shapes")
-        if self._masks is None and all(o.polygons for o in self._outlines):
-            frames = [self._frame(o, box, side) for o, box in zip(self._outlines, boxes.tolist(), strict=True)]
-            found = torch.from_numpy(np.stack(frames)) if frames else torch.zeros(0, side, side)
-            return found.float().to(boxes.device)
-        sampled = _sampled(self.full().float(), boxes, side)
-        return sampled if self.soft else (sampled >= 0.5).float()
+        found = torch.zeros(len(self), side, side)
+        drawn = [bool(o.polygons) for o in self._outlines] or [False] * len(self)
+        for i, box in enumerate(boxes.tolist()):
+            if drawn[i]:
+                found[i] = torch.from_numpy(self._frame(self._outlines[i], box, side))
+        found = found.to(boxes.device)
+        rest = torch.tensor([not d for d in drawn], dtype=torch.bool, device=boxes.device)
+        if bool(rest.any()):
+            masks = self.full().to(boxes.device)[rest].float()
+            sampled = _sampled(masks, boxes[rest], side)
+            found[rest] = sampled if self.soft else (sampled >= 0.5).float()
+        return found
 
     def _frame(self, outline: Outline, box: Sequence[float], side: int) -> Any:
         assert self._crop is not None

@@ -16,8 +16,8 @@ from random import Random
 
 import numpy as np
 import torch
+from image_files import encoded, png16, tiff  # a program: its folder is on the path
 from PIL import Image
-from tests.data.image_files import encoded, png16, tiff
 
 from instseg.core.errors import DataError
 from instseg.data.images.read import image_size, read_image

@@ -71,7 +71,7 @@ VARIANTS: dict[str, tuple[str, int, dict[str, Any]]] = {  # model, updates, fiel
     "SOLO, single scale": ("solo_r50_single_12", 200, {**NARROW, "grids": (8,), "scale_ranges": ((1, 999),)}),
     "SOLO, BCE": ("solo_r50", 150, {**NARROW, "mask_loss": "bce"}),
     "SOLO, focal": ("solo_r50", 150, {**NARROW, "mask_loss": "focal"}),
-    "Decoupled SOLO": ("decoupled_solo_r50", 150, NARROW),
+    "Decoupled SOLO": ("decoupled_solo_r50", 300, NARROW),
     "Decoupled SOLO-light": ("decoupled_solo_light_r50", 200, NARROW),
     "Decoupled SOLO-light, DCN": ("decoupled_solo_light_r50_dcn", 200, {**NARROW, **DEFORMABLE}),
     "SOLOv2, DCN v1": ("solov2_light_512_r50_dcn", 80, {**DYNAMIC, **DEFORMABLE}),

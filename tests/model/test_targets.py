@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from instseg.core.errors import DataError
-from instseg.model.targets import target_of
+from instseg.model.targets import targets_of
 from instseg.models.base import Target
 
 MASKS = torch.zeros(1, 6, 8, dtype=torch.uint8)
@@ -16,7 +16,7 @@ BOXES = torch.tensor([[2.0, 1, 7, 4]])
 
 
 def made(needs: frozenset[str], optional: frozenset[str] = frozenset(), **given: Any) -> Target:
-    return target_of({"labels": LABELS, **given}, (6, 8), 2, needs, needs | optional, "target 0")  # type: ignore[arg-type]
+    return targets_of([{"labels": LABELS, **given}], [(6, 8)], 2, needs, needs | optional)[0]  # type: ignore[arg-type]
 
 
 def test_boxes_are_those_of_the_masks_where_none_are_given() -> None:

@@ -20,6 +20,7 @@ from instseg.core.environment import cores
 from instseg.data.open import open_dataset
 from instseg.model.instance_model import InstanceModel
 from instseg.model.pipeline import Observer, Pass
+from instseg.model.ready import evaluating
 from instseg.models.base import Staged
 from instseg.sources.sources import Source, expand
 
@@ -157,7 +158,7 @@ def benchmark(
     """Times the way from image files to run-length codes.
 
     Args:
-        model: any, with or without weights, on the device to be measured.
+        model: any, with or without weights, on the device to be measured; it comes back in the modes that it was in.
         source: an image, folder or glob; the bundled images when None.
         batch: images given to the network at once (with tiles: one batch a tile).
         repeat: timed passes over the images, after one that is not counted.
@@ -166,10 +167,15 @@ def benchmark(
     Raises:
         DataError: no image there, or one that cannot be read.
     """
-    tell = say or (lambda _: None)
-    target = model.device
-    model.eval()
     sources = expand(source, model.image_rule) if source is not None else _bundled()
+    with evaluating(model):
+        return _measured(model, sources, batch, repeat, say or (lambda _: None))
+
+
+def _measured(
+    model: InstanceModel, sources: Sequence[Source], batch: int, repeat: int, tell: Callable[[str], None]
+) -> Benchmark:
+    target = model.device
     watch = _Stopwatch(target)
     tell("a pass that is not counted ...")
     with FlopCounterMode(display=False) as counter:

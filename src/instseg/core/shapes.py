@@ -104,7 +104,7 @@ class Shapes:
 
     def to(self, device: torch.device | str) -> "Shapes":
         """The same shapes; what they are rasterized to lies on ``device``."""
-        masks = None if self._masks is None else self._masks.to(device, non_blocking=True)
+        masks = None if self._masks is None else self._masks.to(device, non_blocking=torch.device(device).type != "cpu")
         moved = Shapes(masks, self._outlines, self._crop)
         moved._device = torch.device(device)
         return moved

@@ -40,22 +40,20 @@ class Target:
 
     @property
     def masks(self) -> Tensor:
-        """(N, h, w) uint8, or float32 where the shapes are mattes.
-
-        Raises ValueError where the target has no shapes.
-        """
+        """(N, h, w) uint8, or float32 for mattes. Raises ValueError where the target has no shapes."""
         if self.shapes is None:
             raise ValueError("this target has no shapes: the network's `needs` must name them")
         return self.shapes.full()
 
     def to(self, device: torch.device | str) -> "Target":
-        """The same on ``device``; copies from pinned memory do not wait."""
+        """The same on ``device``; copies from pinned memory to a GPU do not wait."""
+        wait_not = torch.device(device).type != "cpu"  # on the CPU values could be read before they have arrived
         return Target(
             self.size,
-            self.labels.to(device, non_blocking=True),
-            self.boxes.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=wait_not),
+            self.boxes.to(device, non_blocking=wait_not),
             None if self.shapes is None else self.shapes.to(device),
-            None if self.semantic is None else self.semantic.to(device, non_blocking=True),
+            None if self.semantic is None else self.semantic.to(device, non_blocking=wait_not),
         )
 
     def pin_memory(self) -> "Target":

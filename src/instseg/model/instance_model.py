@@ -14,7 +14,8 @@ from instseg.core.instances import Instances
 from instseg.data.images.read import ImageRule
 from instseg.model.pipeline import Observer, Pipeline
 from instseg.model.preprocess import Preprocess
-from instseg.model.targets import target_of
+from instseg.model.ready import Learned
+from instseg.model.targets import sizes_of, targets_of
 from instseg.models.base import LossTerms, Net, Step, Target
 from instseg.models.config import ModelConfig
 from instseg.models.zoo import build_net
@@ -36,7 +37,6 @@ class InstanceModel(nn.Module):
         config: its configuration.
         categories: the name of each label.
         net: the network.
-        has_weights: whether they are more than random numbers.
         extra: what else a checkpoint remembers.
     """
 
@@ -49,7 +49,8 @@ class InstanceModel(nn.Module):
         self.name = name
         self.config = config
         self.net: Net[Any] = build_net(name, config) if net is None else net
-        self.has_weights = False
+        self._learned = Learned()
+        self.net.register_load_state_dict_post_hook(self._learned.loaded)  # type: ignore[no-untyped-call]
         self.extra: dict[str, Any] = {}
         self._warned = False
         self.categories = Categories.from_names([f"class {i}" for i in range(config.num_classes)])
@@ -61,6 +62,19 @@ class InstanceModel(nn.Module):
         if len(categories) != self.config.num_classes:
             raise ConfigError(f"{len(categories)} categories for a model of {self.config.num_classes} classes.")
         self.categories = categories
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether its weights are more than random numbers: loaded, or changed by training in whatever loop."""
+        return self._learned.holds(self.net)
+
+    @has_weights.setter
+    def has_weights(self, known: bool) -> None:
+        self._learned.say(known)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._learned.watch(self.net)  # a copy may be trained by other means than its own losses, as averages are
+        return self.__dict__
 
     @property
     def category_ids(self) -> tuple[int, ...]:
@@ -99,26 +113,15 @@ class InstanceModel(nn.Module):
             ``scores`` (M,) descending, ``masks`` (M, 1, H, W) float in [0, 1]; a detector of boxes has no ``masks``.
 
         Raises:
-            DataError: a target does not fit its image or the model.
+            DataError: a target does not fit its image or the model, or an image is none.
         """
         if not self.training:
+            sizes_of(images)
             return [self._as_dict(found) for found in self.predict_batch(images)]
         if targets is None:
             raise DataError("targets are needed in training mode: give them, or call model.eval() first.")
-        if len(images) != len(targets):
-            raise DataError(f"{len(images)} images but {len(targets)} targets: give one target an image.")
-        wanted = self.net.needs | self.net.optional
-        made = [
-            target_of(
-                {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in target.items()},
-                (int(image.shape[-2]), int(image.shape[-1])),
-                self.config.num_classes,
-                self.net.needs,
-                wanted,
-                f"target {i}",
-            )
-            for i, (image, target) in enumerate(zip(images, targets, strict=True))
-        ]
+        net, classes = self.net, self.config.num_classes
+        made = targets_of(targets, sizes_of(images), classes, net.needs, net.needs | net.optional, self.device)
         return self.loss_terms(images, made, resize=resize).losses
 
     def _as_dict(self, found: Instances) -> dict[str, Tensor]:
@@ -144,7 +147,8 @@ class InstanceModel(nn.Module):
                 size = self.preprocess.target_size(*size)
                 scaled[i] = self.preprocess.resize_target(scaled[i], size)
             inputs.append(self.preprocess.resize_image(image.to(self.device), size))
-        self.has_weights = True  # being trained, in whatever loop
+        if torch.is_grad_enabled():
+            self._learned.watch(self.net)
         return self.net.loss(self.net(self.preprocess.batch(inputs)), scaled, step or Step())
 
     def predict_batch(

@@ -101,7 +101,9 @@ class Pipeline:
         shown = tile_views(size, pre.scale(*size), tile, pre.config.tile_overlap)
         return [View(number, one, pre.padded(tile, tile)) for one in shown]
 
-    # Not inference_mode: what a network caches in it, such as anchors, could not take part in training afterwards.
+    # Not inference mode, even where the caller is in it: what a network caches there, such as anchors, could not take
+    # part in training afterwards.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def run(self, images: Sequence[Tensor], device: torch.device, observer: Observer | None = None) -> list[Instances]:
         """The objects of each image (3, H, W), uint8 or float in [0, 1]; they are the same whatever other images are

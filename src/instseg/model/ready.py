@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from instseg.core.errors import CheckpointError
 from instseg.weights.catalogue import published_for
@@ -40,14 +41,59 @@ def require_weights(model: Named) -> None:
         )
 
 
+class Learned:
+    """Whether the parameters of a network are more than random numbers. Models that share parameters share this.
+
+    A network has learned when its parameters have changed since its first loss with gradients, whatever changed them,
+    or when a complete state has been loaded. A forward pass alone changes nothing, nor does a backward pass. What is
+    compared are the least and the largest value of each parameter, which do not depend on device and memory layout.
+    """
+
+    def __init__(self) -> None:
+        self._known = False
+        self._before: Tensor | None = None
+
+    def say(self, known: bool) -> None:
+        """What the caller knows; False: the parameters as they are now are random."""
+        self._known, self._before = known, None
+
+    def watch(self, net: nn.Module) -> None:
+        """Remembers the parameters as they are before training."""
+        if not self._known and self._before is None:
+            self._before = _extremes(net)
+
+    def holds(self, net: nn.Module) -> bool:
+        """Whether ``net`` has learned."""
+        if not self._known and self._before is not None:
+            self._known = not torch.equal(self._before, _extremes(net))
+        return self._known
+
+    def loaded(self, net: nn.Module, keys: Any) -> None:
+        """Called after ``net.load_state_dict``; a part of a state leaves the rest random."""
+        self._known = self._known or not keys.missing_keys
+
+
+def _extremes(net: nn.Module) -> Tensor:
+    """(parameters, 2) on the CPU."""
+    found = [torch.stack(p.detach().aminmax()).float() for p in net.parameters() if p.numel()]
+    return torch.stack(found).cpu() if found else torch.zeros(0, 2)
+
+
 @contextmanager
-def evaluating(model: Modes) -> Iterator[None]:
-    """The model in evaluation mode, then in the modes that its parts were in, one by one."""
-    training = [module for module in model.modules() if module.training]
-    if training:
-        model.eval()
+def same_modes(model: Modes) -> Iterator[None]:
+    """Whatever happens within, the parts of the model come back in the modes that they were in, one by one."""
+    modes = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def evaluating(model: Modes) -> Iterator[None]:
+    """The model in evaluation mode, then in the modes that its parts were in, one by one."""
+    with same_modes(model):
+        if any(module.training for module in model.modules()):
+            model.eval()
+        yield

@@ -37,7 +37,10 @@ def reconfigure(model: InstanceModel, fields: Mapping[str, Any]) -> InstanceMode
         )
     again.net.load_state_dict(state)
     again.has_weights, again.extra = model.has_weights, model.extra
-    return again.train(model.training)
+    modes = {part: module.training for part, module in model.named_modules()}
+    for part, module in again.named_modules():
+        module.training = modes.get(part, model.training)
+    return again
 
 
 def _sharing(model: InstanceModel, config: ModelConfig) -> InstanceModel:

@@ -23,6 +23,7 @@ from instseg.core.stopping import Stop
 from instseg.data.batch import Batch
 from instseg.data.dataset import InstanceDataset
 from instseg.evaluation.best import Measured, better
+from instseg.model.ready import same_modes
 from instseg.models.base import Step, Target
 from instseg.training.checkpoint import replace_with, save_state
 from instseg.training.ema import averaged_model
@@ -128,14 +129,14 @@ class Trainer:
     # -- the run -------------------------------------------------------------------------------------------
 
     def fit(self) -> Progress:
-        """Train to the end, or until patience runs out.
+        """Train to the end, or until patience runs out. The model comes back in the modes that it was in.
 
         Raises :class:`TrainingError` when a loss is not a number, :class:`TrainingInterrupted` (after saving) on
         Ctrl-C, SIGTERM or SIGHUP, and :class:`CheckpointError` when the disk is full.
         """
         p = self.progress
         self._write(self._save)
-        with closing(self.loader), self.interrupt.handled():
+        with closing(self.loader), self.interrupt.handled(), same_modes(self.model):
             if p.failed and p.update == 0 and self.evaluate is not None:
                 self._evaluate_again()
             while p.epoch < self.recipe.epochs and not self._patience_is_out():

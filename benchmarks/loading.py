@@ -35,7 +35,8 @@ def setting(data: str):
     model = create_model(MODEL, len(dataset.categories), overrides=fields).train()
     model.to(memory_format=torch.channels_last)
     recipe = recipe.model_copy(update={"data": data})
-    dataset = dataset.with_transform(build_transform(at_model_scale(recipe, model.config), train=True))
+    transform = build_transform(at_model_scale(recipe, model.config), True, model.config.antialias)
+    dataset = dataset.with_transform(transform)
     loader = DataLoader(dataset, recipe.batch, shuffle=True, num_workers=2, collate_fn=collate, persistent_workers=True)
     return loader, model, torch.optim.AdamW(model.parameters(), lr=1e-4)
 

@@ -10,6 +10,7 @@ import yaml
 
 from instseg.core.errors import CheckpointError, ConfigError, DataError
 from instseg.model.load import load
+from instseg.model.preprocess import Preprocess
 from instseg.models.zoo import build_config
 from instseg.training import plan
 from instseg.training.checkpoint import load_state
@@ -210,6 +211,38 @@ def test_missing_backbone_weights_are_told_and_recorded(
     config = (tmp_path / "config.yaml").read_text()
     assert "backbone weights that were found: none" in config
     assert yaml.safe_load(config)["frozen_stages"] == 0
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("short", [40, 96])
+def test_a_run_sees_the_pixels_that_prediction_will_see(
+    coco_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: int, antialias: bool
+) -> None:
+    """Images of 64 pixels, reduced and enlarged."""
+    seen: list[torch.Tensor] = []
+    batch = Preprocess.batch
+    monkeypatch.setattr(Preprocess, "batch", lambda self, images, *a: (seen.extend(images), batch(self, images, *a))[1])
+    fields = {"input_short": short, "input_enlarge": True, "antialias": antialias, "evaluate_every": 0}
+    plain = dict.fromkeys(("flip", "brightness", "contrast", "saturation", "hue"), 0.0)
+    small(coco_folder, tmp_path / "a", **fields, **plain)
+    trained, count = list(seen), len(seen)
+    model = load(tmp_path / "a" / "last.safetensors")
+    model.predict([str(path) for path in sorted((coco_folder / "images").iterdir())[:6]])
+    predicted = seen[count:]
+    assert count == len(predicted) == 6 and all(image.shape == (3, short, short) for image in trained)
+    assert all(any(torch.equal(one, other) for other in predicted) for one in trained)
+    assert model.extra["training_resize"] == {"rounded": False, "antialias": antialias}
+
+
+def test_a_run_of_a_version_that_rounded_says_what_changes(coco_folder: Path, tmp_path: Path) -> None:
+    small(coco_folder, tmp_path / "a", evaluate_every=0)
+    state = torch.load(tmp_path / "a" / "last.ckpt", weights_only=True)
+    del state["model_extra"]["training_resize"]
+    torch.save(state, tmp_path / "a" / "last.ckpt")
+    for said in (1, 1):  # once, not at every resume
+        small(coco_folder, tmp_path / "a", None, resume=True, epochs=2)
+        text = (tmp_path / "a" / "log.txt").read_text()
+        assert text.count("rounded resized images to whole values") == said
 
 
 def test_training_size_is_the_models_own_unless_the_recipe_names_one() -> None:

@@ -1,8 +1,8 @@
 """The geometry that augmentation applies to an image, and what it makes of boxes, polygons and masks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from instseg.core import rle as rle_codes
 from instseg.core.rle import RLE, UInt8Array, decode_parts
 
 Box: TypeAlias = tuple[int, int, int, int]
+Resize: TypeAlias = Callable[[Tensor, tuple[int, int]], Tensor]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 # Masks are cut and resized in groups of at most this many source pixels together.
@@ -76,10 +77,9 @@ class CropTransform:
             height, width = width, height
         return np.stack([x, y], axis=1)
 
-    def maps(self, maps: Tensor, mode: Literal["nearest", "bilinear"]) -> Tensor:
-        """Maps (N, H, W) of the source image, cut, resized, mirrored and turned; bilinear ones are floats."""
-        window = maps[:, self.top : self.top + self.height, self.left : self.left + self.width]
-        return rendered(window, self, mode)
+    def maps(self, maps: Tensor, resize: Resize | None = None) -> Tensor:
+        """Maps (N, H, W) of the source image, cut, resized (None: to the nearest pixel), mirrored and turned."""
+        return rendered(maps[:, self.top : self.top + self.height, self.left : self.left + self.width], self, resize)
 
 
 def full_crop(height: int, width: int) -> CropTransform:
@@ -105,15 +105,16 @@ def crop_masks(codes: Sequence[RLE], crop: CropTransform) -> tuple[Tensor, Tenso
     return masks, boxes, index
 
 
-def rendered(window: Tensor, crop: CropTransform, mode: Literal["nearest", "bilinear"]) -> Tensor:
+def rendered(window: Tensor, crop: CropTransform, resize: Resize | None = None) -> Tensor:
     """The cut window (N, height, width) of maps, resized, mirrored and turned.
 
     Turning and mirroring go where there are fewer pixels; both commute with the resize but for the half pixel by which
     the nearest neighbor of OpenCV leans to the top left.
     """
+    resize = resize or _nearest
     if crop.enlarges:
-        return _resized(turned(window, crop), crop.out_size, mode).contiguous()
-    return turned(_resized(window, crop.size, mode), crop).contiguous()
+        return resize(turned(window, crop), crop.out_size).contiguous()
+    return turned(resize(window, crop.size), crop).contiguous()
 
 
 def turned(window: Tensor, crop: CropTransform) -> Tensor:
@@ -125,15 +126,13 @@ def turned(window: Tensor, crop: CropTransform) -> Tensor:
     return torch.rot90(window, crop.turns, (-2, -1)) if crop.turns % 4 else window
 
 
-def _resized(window: Tensor, size: tuple[int, int], mode: Literal["nearest", "bilinear"]) -> Tensor:
+def _nearest(window: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(window.shape[-2:]) == size:
         return window
     if not len(window):
         return window.new_zeros(0, *size)
-    if mode == "nearest":
-        whole = window if window.dtype == torch.uint8 else window.double()  # not every type can be resized
-        return F.interpolate(whole[None], size=size, mode="nearest")[0].to(window.dtype)
-    return F.interpolate(window[None].float(), size=size, mode="bilinear", align_corners=False)[0]
+    whole = window if window.dtype == torch.uint8 else window.double()  # not every type can be resized
+    return F.interpolate(whole[None], size=size, mode="nearest")[0].to(window.dtype)
 
 
 def _near(codes: Sequence[RLE], crop: CropTransform) -> list[tuple[int, Box]]:
@@ -159,7 +158,7 @@ def _chunk(codes: Sequence[RLE], near: Sequence[tuple[int, Box]], crop: CropTran
         if inside is not None:
             boxes.append(inside)
             kept.append(i)
-    masks = rendered(torch.from_numpy(window[: len(kept)]), crop, "nearest")
+    masks = rendered(torch.from_numpy(window[: len(kept)]), crop)
     shown = crop.boxes(torch.tensor(boxes, dtype=torch.float32).view(-1, 4))
     index = torch.tensor(kept, dtype=torch.int64)
     # Shrinking to the nearest pixel can lose a thin object.

@@ -14,7 +14,7 @@ class Sample:
     """One image ready for the network, with what the network asks for.
 
     Attributes:
-        image: (3, h, w) uint8 RGB.
+        image: (3, h, w) RGB; uint8 where it was neither resized nor recolored, else float32 in [0, 1], not rounded.
         boxes: (N, 4) float32 xyxy in pixels of ``image``: tight boxes of the cut masks, resized with them; the
             annotated boxes, cut, where no shapes are asked for.
         labels: (N,) int64, contiguous, from 0.
@@ -48,7 +48,7 @@ class Batch:
     """Samples of different sizes, side by side.
 
     Attributes:
-        images: list of (3, h, w) uint8.
+        images: list of (3, h, w) uint8, or float32 in [0, 1].
         targets: one an image.
         image_ids: as in the annotation file.
     """

@@ -11,6 +11,7 @@ from instseg.core.geometry import scaled
 from instseg.data.dataset import InstanceDataset
 from instseg.data.transforms.augment import RawSample, take
 from instseg.inspect.statistics import Report, SplitStatistics
+from instseg.ops.resize import unit_floats
 
 _SHOWN = 12  # pictures a split
 _COLUMNS = 4
@@ -93,7 +94,7 @@ def _drawn(dataset: InstanceDataset, index: int) -> npt.NDArray[np.uint8]:
     size = (scaled(record.height, factor), scaled(record.width, factor))
     view = CropTransform(0, 0, record.height, record.width, size)
     shot = take(RawSample(dataset.image(index), [a for a in record.annotations if not a.crowd]), view)
-    canvas = shot.image.permute(1, 2, 0).numpy().astype(np.float32)
+    canvas = (unit_floats(shot.image) * 255).permute(1, 2, 0).numpy()
     colors = np.random.default_rng(0).uniform(60, 255, size=(len(shot.masks), 3))
     for mask, color in zip(shot.masks.numpy().astype(bool), colors, strict=True):
         inner = mask.copy()

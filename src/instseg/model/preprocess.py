@@ -11,6 +11,7 @@ from instseg.core.geometry import InputGeometry, fit_factor, scale_boxes, scaled
 from instseg.core.shapes import Shapes
 from instseg.models.base import ImageBatch, Target
 from instseg.models.config import ModelConfig
+from instseg.ops.resize import resize_image
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,8 @@ class Preprocess:
 
     def resize_image(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         """(3, H, W) uint8 or float in [0, 1] to float32 (3, *size) in [0, 255]."""
-        x = image.float() * (1.0 if image.dtype == torch.uint8 else 255.0)
-        if tuple(x.shape[-2:]) == size:
-            return x
-        y = F.interpolate(x[None], size=size, mode="bilinear", align_corners=False, antialias=self.config.antialias)
-        return y[0]
+        resized = resize_image(image, size, self.config.antialias)
+        return resized.float() if resized.dtype == torch.uint8 else resized.float() * 255.0
 
     def resize_target(self, target: Target, size: tuple[int, int]) -> Target:
         """A target for the image at another size (h, w): boxes are scaled, masks and the map of classes resized to
@@ -68,7 +66,7 @@ class Preprocess:
             if not len(masks):
                 masks = masks.new_zeros(0, *size)
             elif soft:
-                masks = F.interpolate(masks[None], size=size, mode="bilinear", antialias=self.config.antialias)[0]
+                masks = resize_image(masks, size, self.config.antialias)
             else:
                 masks = F.interpolate(masks[None].to(torch.uint8), size=size, mode="nearest")[0]
             shapes = Shapes.from_masks(masks)

@@ -38,6 +38,8 @@ from instseg.weights.resolve import BUNDLED
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+RESIZE = "training_resize"  # in a model's extra: how its training resized images; absent where they were rounded
+
 
 def train(
     data: str | Path,
@@ -171,10 +173,17 @@ def _build(plan: Plan, folder: Path, accelerator: "Accelerator", log: RunLog, in
     torch.manual_seed(seed_of(recipe.seed))
     model = _build_model(plan, dataset)
     model.extra["image_rule"] = dataset.image_rule.to_json()
+    if state is not None and RESIZE not in model.extra:
+        log.line(
+            "warning: the run was begun by a version that rounded resized images to whole values and never antialiased "
+            "them; from here on they are resized as in prediction"
+        )
+    model.extra[RESIZE] = {"rounded": False, "antialias": model.config.antialias}
     model.extra.pop(KEY, None)  # of a checkpoint that the run starts from
     if data.record is not None:
         model.extra[KEY] = data.record
-    augmented = dataset.with_transform(build_transform(at_model_scale(recipe, model.config), train=True))
+    transform = build_transform(at_model_scale(recipe, model.config), True, model.config.antialias)
+    augmented = dataset.with_transform(transform)
     evaluator = make_evaluate(recipe, data, accelerator, log, state, interrupt)
     saved = _saved_with_the_state(recipe, model, data, accelerator)
     trainer = Trainer(model, augmented, recipe, folder, accelerator, log, evaluator, saved, interrupt)

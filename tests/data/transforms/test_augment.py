@@ -54,7 +54,8 @@ def test_a_sample_is_consistent_and_follows_from_the_generator(seed: int) -> Non
     for name in ("image", "boxes", "labels", "masks"):
         assert torch.equal(getattr(one, name), getattr(other, name))
     count = len(one.labels)
-    assert one.image.dtype == one.masks.dtype == torch.uint8
+    assert one.image.dtype == torch.float32 and one.masks.dtype == torch.uint8  # resized, and not rounded
+    assert one.image.min() >= 0 and one.image.max() <= 1 + 1e-6
     assert one.masks.shape == (count, *one.image.shape[1:])
     assert max(one.image.shape) <= 64
     assert one.boxes.shape == (count, 4)
@@ -232,3 +233,30 @@ def test_a_map_of_classes_goes_where_the_image_goes_and_is_ignored_under_pasted_
         changed += int(other.sum())
     assert changed > 0
     assert run(Augment(flip=0), 0, asking("masks", semantic=classes)).semantic is None
+
+
+def test_what_is_pasted_on_an_image_that_kept_its_size_keeps_its_own_pixels() -> None:
+    below = sample_of([(0, 0, 10, 10)], (40, 40), 10)
+    above = replace(sample_of([(3, 0, 20, 40)], (40, 20), 200), image=torch.full((3, 40, 20), 0.7003))
+    result = paste(below, above)
+    assert bool((result.image[:, :, 3:20] == 0.7003).all())
+    assert bool((result.image[:, :, 20:] * 255 == 10).all())
+
+
+def test_antialiasing_reaches_mattes() -> None:
+    stripes = (torch.arange(80) % 4 == 0).float().expand(60, 80).contiguous()
+    raw = asking("mattes", annotations=[replace(scene(objects=1).annotations[0], matte=stripes)])
+    smooth, plain = (
+        build_transform(Augment(flip=0, enlarge=0.25), True, antialias)(raw, np.random.default_rng(0), None)  # type: ignore[arg-type]
+        for antialias in (True, False)
+    )
+    assert plain.shapes is not None and len(plain.labels) == 0  # the samples lie between the stripes
+    assert smooth.masks.mean().item() == pytest.approx(0.25, abs=0.02)
+
+
+def test_colors_are_changed_without_rounding_wherever_the_resize_comes() -> None:
+    """Enlarged images change before the resize and reduced ones after it; neither is cut to whole values."""
+    for factor in (0.5, 1.0, 2.0):
+        image = run(Augment(flip=0, enlarge=factor, brightness=0.3), 4).image
+        assert image.dtype == torch.float32 and not torch.equal((image * 255).round(), image * 255)
+        assert image.min() >= 0 and image.max() <= 1 + 1e-6

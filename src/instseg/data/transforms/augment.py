@@ -19,6 +19,7 @@ from instseg.core.target import IGNORED, MASKS, SHAPES, Need
 from instseg.data.batch import Sample
 from instseg.data.records import Annotation
 from instseg.data.transforms.crop import crop_image, draw_crop
+from instseg.ops.resize import resize_image, unit_floats
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,20 @@ class Augment(BaseModel):
         return self
 
 
-def build_transform(augment: Augment, train: bool) -> Transform:
+def build_transform(augment: Augment, train: bool, antialias: bool = False) -> Transform:
     """The transform of ``augment``.
 
-    With ``train=False`` nothing is random: images are resized as in training (to the largest of
-    ``train_short``) and otherwise kept, which is what a loss on the validation split needs.
+    Images are resized as prediction resizes them: a sample that is not augmented is, bit for bit, what the network is
+    shown of an image of that size.
+
+    Args:
+        augment: what is done to an image.
+        train: False where nothing is to be random: images are resized as in training (to the largest of
+            ``train_short``) and otherwise kept, which is what a loss on the validation split needs.
+        antialias: smooth before shrinking, as the model's configuration has it.
     """
     # Not a closure: where worker processes are not forked, the transform is pickled.
-    return partial(_augmented if train else _resized, augment)
+    return partial(_augmented if train else _resized, augment, antialias)
 
 
 def untouched(raw: RawSample, rng: np.random.Generator, other: Other) -> Sample:
@@ -101,20 +108,22 @@ def untouched(raw: RawSample, rng: np.random.Generator, other: Other) -> Sample:
     return take(raw, full_crop(*raw.image.shape[1:]))
 
 
-def take(raw: RawSample, crop: CropTransform, recolor: Callable[[Tensor], Tensor] | None = None) -> Sample:
-    """What a crop shows of an image and its objects, its colors changed by ``recolor``.
+def take(
+    raw: RawSample, crop: CropTransform, recolor: Callable[[Tensor], Tensor] | None = None, antialias: bool = False
+) -> Sample:
+    """What a crop shows of an image and its objects, its colors changed by ``recolor``, as :func:`crop_image` does.
 
     Nothing is decoded that ``raw.needs`` does not name: without shapes only the annotated boxes are cut.
     """
-    shapes, boxes, kept = _objects(raw, crop)
+    shapes, boxes, kept = _objects(raw, crop, antialias)
     labels = torch.tensor([annotation.label for annotation in raw.annotations], dtype=torch.int64)
     semantic = None
     if raw.semantic is not None and "semantic" in raw.needs:
-        semantic = crop.maps(raw.semantic[None], "nearest")[0]
-    return Sample(crop_image(raw.image, crop, recolor), boxes, labels[kept], shapes, semantic)
+        semantic = crop.maps(raw.semantic[None])[0]
+    return Sample(crop_image(raw.image, crop, recolor, antialias), boxes, labels[kept], shapes, semantic)
 
 
-def _objects(raw: RawSample, crop: CropTransform) -> tuple[Shapes | None, Tensor, Tensor]:
+def _objects(raw: RawSample, crop: CropTransform, antialias: bool) -> tuple[Shapes | None, Tensor, Tensor]:
     """The shapes that are asked for, the boxes (N, 4), and which of the annotations (N,) are left in a crop.
 
     An image with an object that has no mask has no shapes; where a network cannot do without, none is opened.
@@ -123,7 +132,7 @@ def _objects(raw: RawSample, crop: CropTransform) -> tuple[Shapes | None, Tensor
     if raw.needs.isdisjoint(SHAPES) or not all(annotation.has_mask for annotation in annotations):
         return None, *_cut_boxes(annotations, crop)
     if "mattes" in raw.needs:
-        return _mattes(annotations, crop)
+        return _mattes(annotations, crop, antialias)
     masks, boxes, kept = crop_masks([annotation.rle for annotation in annotations], crop)
     if "masks" in raw.needs:
         return Shapes.from_masks(masks), boxes, kept
@@ -141,13 +150,13 @@ def _cut_boxes(annotations: Sequence[Annotation], crop: CropTransform) -> tuple[
     return shown[kept], kept
 
 
-def _mattes(annotations: Sequence[Annotation], crop: CropTransform) -> tuple[Shapes, Tensor, Tensor]:
+def _mattes(annotations: Sequence[Annotation], crop: CropTransform, antialias: bool) -> tuple[Shapes, Tensor, Tensor]:
     """Float mattes, resized bilinearly and never rounded; a mask is a matte of zeros and ones."""
     mattes = torch.zeros(len(annotations), *crop.out_size)
     for out, annotation in zip(mattes, annotations, strict=True):
         whole = annotation.matte
         pixels = torch.from_numpy(rle_codes.decode(annotation.rle)).float() if whole is None else whole.float()
-        out.copy_(crop.maps(pixels[None], "bilinear")[0].clamp(0, 1))  # rounding may exceed 1
+        out.copy_(crop.maps(pixels[None], partial(resize_image, antialias=antialias))[0].clamp(0, 1))  # or 1 + eps
     extents = mask_extents(mattes > 0).float()
     kept = (extents[:, 2] > extents[:, 0]).nonzero()[:, 0]
     return Shapes.from_masks(mattes[kept]), extents[kept], kept
@@ -166,10 +175,10 @@ def draw_geometry(size: tuple[int, int], augment: Augment, rng: np.random.Genera
     return replace(crop, mirror=bool(mirror), mirror_vertical=bool(mirror_vertical), turns=turns)
 
 
-def _resized(augment: Augment, raw: RawSample, rng: np.random.Generator, other: Other) -> Sample:
+def _resized(augment: Augment, antialias: bool, raw: RawSample, rng: np.random.Generator, other: Other) -> Sample:
     height, width = raw.image.shape[1:]
     short = None if augment.train_short is None else max(augment.train_short)
-    return take(raw, draw_crop(height, width, _factor((height, width), augment, short), None, rng))
+    return take(raw, draw_crop(height, width, _factor((height, width), augment, short), None, rng), None, antialias)
 
 
 def _factor(size: tuple[int, int], augment: Augment, short: int | None) -> float:
@@ -181,25 +190,25 @@ def _factor(size: tuple[int, int], augment: Augment, short: int | None) -> float
     return factor if augment.train_enlarge else min(factor, 1.0)
 
 
-def _augmented(augment: Augment, raw: RawSample, rng: np.random.Generator, other: Other) -> Sample:
-    sample = _drawn(raw, augment, rng)
+def _augmented(augment: Augment, antialias: bool, raw: RawSample, rng: np.random.Generator, other: Other) -> Sample:
+    sample = _drawn(raw, augment, antialias, rng)
     if augment.copy_paste and rng.random() < augment.copy_paste:
         source = other(rng)
         # A random subset of its objects, as in Ghiasi et al. 2021, section 3.
         chosen = [annotation for annotation in source.annotations if rng.random() < 0.5]
         if chosen:
-            sample = paste(sample, _drawn(replace(source, annotations=chosen), augment, rng))
+            sample = paste(sample, _drawn(replace(source, annotations=chosen), augment, antialias, rng))
     return sample
 
 
-def _drawn(raw: RawSample, augment: Augment, rng: np.random.Generator) -> Sample:
+def _drawn(raw: RawSample, augment: Augment, antialias: bool, rng: np.random.Generator) -> Sample:
     height, width = raw.image.shape[1:]
     crop = draw_geometry((height, width), augment, rng)
-    return take(raw, crop, _draw_colors(augment, rng))
+    return take(raw, crop, _draw_colors(augment, rng), antialias)
 
 
 def _draw_colors(augment: Augment, rng: np.random.Generator) -> Callable[[Tensor], Tensor] | None:
-    """A change of colors, always of four draws; None when the recipe wants none."""
+    """A change of the colors of floats in [0, 1], always of four draws; None when the recipe wants none."""
     strengths = (augment.brightness, augment.contrast, augment.saturation, augment.hue)
     brightness, contrast, saturation, hue = (float(v) for v in rng.uniform(-1, 1, size=4) * strengths)
     if not any(strengths):
@@ -235,13 +244,14 @@ def paste(sample: Sample, source: Sample) -> Sample:
     cover = masks.amax(dim=0) if len(masks) else masks.new_zeros(h, w)  # h, w in [0, 1]
     if not bool(cover.any()):
         return sample
-    image = sample.image.clone()
+    image, shown = sample.image.clone(), source.image[:, :h, :w]
+    if masks.is_floating_point() or image.dtype != shown.dtype:
+        image, shown = unit_floats(image), unit_floats(shown)
     if masks.is_floating_point():
-        mixed = image[:, :h, :w] + cover * (source.image[:, :h, :w].float() - image[:, :h, :w])
-        image[:, :h, :w] = mixed.round().to(torch.uint8)
+        image[:, :h, :w] += cover * (shown - image[:, :h, :w])
         joined[:below, :h, :w] *= 1 - cover
     else:
-        image[:, :h, :w] = torch.where(cover.bool(), source.image[:, :h, :w], image[:, :h, :w])
+        image[:, :h, :w] = torch.where(cover.bool(), shown, image[:, :h, :w])
         joined[:below, :h, :w] *= ~cover.bool()
     joined[below:, :h, :w] = masks
     semantic = sample.semantic

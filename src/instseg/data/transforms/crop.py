@@ -6,8 +6,9 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from instseg.core.crop import CropTransform, turned
+from instseg.core.crop import CropTransform
 from instseg.core.geometry import scaled
+from instseg.ops.resize import resize_image, unit_floats
 
 
 def draw_crop(height: int, width: int, factor: float, crop: int | None, rng: np.random.Generator) -> CropTransform:
@@ -28,29 +29,22 @@ def draw_crop(height: int, width: int, factor: float, crop: int | None, rng: np.
     return CropTransform(top, left, span_y, span_x, (out_y, out_x))
 
 
-def crop_image(image: Tensor, crop: CropTransform, recolor: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """What a crop shows of an image ``(3, H, W)`` uint8: bilinear without antialiasing, as OpenCV.
+def crop_image(
+    image: Tensor, crop: CropTransform, recolor: Callable[[Tensor], Tensor] | None = None, antialias: bool = False
+) -> Tensor:
+    """What a crop shows of an image ``(3, H, W)`` uint8, resized as prediction resizes it.
 
-    ``recolor`` changes colors and keeps the size; it runs before or after the resize, where there are fewer pixels.
+    Args:
+        image: where it is neither resized nor recolored the result is uint8 too, else float32 in [0, 1].
+        crop: the window.
+        recolor: changes the colors of floats in [0, 1] and keeps the size; it runs before or after the resize, where
+            there are fewer pixels.
+        antialias: smooth before shrinking, as the model's configuration has it.
     """
-    window = image[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-    if recolor is not None and crop.enlarges:
-        window = recolor(window)
-    shown = _rendered(window, crop)
-    return shown if recolor is None or crop.enlarges else recolor(shown)
 
+    def resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        before = recolor is not None and crop.enlarges
+        shown = resize_image(recolor(unit_floats(pixels)) if recolor and before else pixels, size, antialias)
+        return recolor(unit_floats(shown)) if recolor and not before else shown
 
-def _rendered(window: Tensor, crop: CropTransform) -> Tensor:
-    if crop.enlarges:
-        return _resized(turned(window, crop), crop.out_size).contiguous()
-    return turned(_resized(window, crop.size), crop).contiguous()
-
-
-def _resized(window: Tensor, size: tuple[int, int]) -> Tensor:
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2 import functional as F
-
-    if tuple(window.shape[-2:]) == size:
-        return window
-    resized: Tensor = F.resize(window, list(size), interpolation=InterpolationMode.BILINEAR, antialias=False)
-    return resized
+    return crop.maps(image, resized)

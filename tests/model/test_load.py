@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tests.weights.test_published import foreign, write
+from tests.weights.published_files import foreign, write
 
 import instseg
 from instseg.core.errors import CheckpointError, ConfigError

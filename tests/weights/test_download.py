@@ -23,7 +23,7 @@ from instseg.core.errors import CheckpointError
 from instseg.weights import catalogue, download
 from instseg.weights.catalogue import CATALOGUE, obtain, place_of
 
-from .test_published import foreign
+from .published_files import foreign
 
 Handler = BaseHTTPRequestHandler
 Answer = Callable[[Handler, bytes], None]

@@ -16,7 +16,7 @@ from instseg.model.load import resolve_model
 from instseg.weights.catalogue import CATALOGUE
 from instseg.weights.resolve import convert, read_weights
 
-from .test_published import foreign, write
+from .published_files import foreign, write
 
 CONFIG = {
     "backbone": "resnet10t",

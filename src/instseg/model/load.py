@@ -13,6 +13,7 @@ from instseg.core.errors import CheckpointError, ConfigError
 from instseg.data.images.read import ImageRule
 from instseg.model.instance_model import InstanceModel
 from instseg.model.start import fill
+from instseg.model.with_config import reconfigure, unfit, with_fields
 from instseg.models.base import HasBackbone
 from instseg.models.config import ModelConfig
 from instseg.models.zoo import MODELS, build_config, build_net, fields_from
@@ -40,12 +41,12 @@ def create_model(
     if count is not None:
         fields["num_classes"] = count
     source = None if backbone_weights in (None, "none") else str(backbone_weights)
+    if source == "auto":
+        source = "imagenet" if checkpoint is None and _has_imagenet(name, build_config(name, fields)) else None
     if source is not None:
-        # As published: with ImageNet weights the stem and the first stage stay, and batch norms do not train.
+        # As published: with ImageNet weights the stem and the first stage stay, and batch norms keep their statistics.
         fields = {"frozen_stages": 1, "norm_eval": True, **fields}
     config = build_config(name, fields)
-    if source == "auto":
-        source, config = _resolve_auto(name, config, fields)
     model = InstanceModel(name, config, categories)
     model.extra["backbone_weights"] = "none"
     if source is not None:
@@ -62,18 +63,19 @@ def create_model(
     return model
 
 
-def _resolve_auto(name: str, config: ModelConfig, fields: dict[str, Any]) -> tuple[str | None, ModelConfig]:
-    with torch.device("meta"):
+def _has_imagenet(name: str, config: ModelConfig) -> bool:
+    with torch.device("meta"):  # which backbone a network has, and whether it has one, is its own to say
         backbone = _backbone(build_net(name, config))
-    if backbone is not None:
-        if imagenet_reachable(backbone):
-            return "imagenet", config
+    if backbone is None:
+        return False
+    found = imagenet_reachable(backbone)
+    if not found:
         warnings.warn(
             f"no ImageNet weights for backbone {config.backbone}: neither cached nor reachable. Training starts from "
             "scratch and needs far more epochs; give backbone_weights=FILE to start from a file.",
             stacklevel=3,
         )
-    return None, build_config(name, {**fields, "frozen_stages": 0, "norm_eval": False})
+    return found
 
 
 def _backbone(net: nn.Module) -> Backbone | None:
@@ -96,32 +98,51 @@ def load(text: str | os.PathLike[str], device: str | torch.device | None = None)
             not know.
         ConfigError: it is neither a file nor a name.
     """
+    return _opened(text, device, {})
+
+
+def _opened(text: str | os.PathLike[str], device: str | torch.device | None, fields: Mapping[str, Any]) -> InstanceModel:
     checkpoint = resolve(text)
-    model = create_model(os.fspath(text)) if checkpoint is None else _restored(checkpoint)
+    model = create_model(os.fspath(text), overrides=fields) if checkpoint is None else _restored(checkpoint, fields)
     model.eval()
     return model.to(device) if device is not None else model
 
 
-def _restored(checkpoint: Checkpoint) -> InstanceModel:
+def _restored(checkpoint: Checkpoint, fields: Mapping[str, Any]) -> InstanceModel:
     where = checkpoint.where
     if checkpoint.model not in MODELS:
         raise CheckpointError(
             f'{where} holds a "{checkpoint.model[:80]}", which this version of instseg does not know: update it.'
         )
     try:
-        config = build_config(checkpoint.model, checkpoint.config)
-        net = filled(checkpoint, config)
-        model = InstanceModel(checkpoint.model, config, checkpoint.categories, net)
+        own = build_config(checkpoint.model, checkpoint.config)
         ImageRule.from_json(checkpoint.extra.get("image_rule"))
     except (ConfigError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{where} cannot be used: {error}") from None
+    config = with_fields(checkpoint.model, own, fields)
+    try:
+        net = filled(checkpoint, config)
+        model = InstanceModel(checkpoint.model, config, checkpoint.categories, net)
+    except (CheckpointError, ConfigError) as error:
+        filled(checkpoint, own)  # where the checkpoint itself is at fault
+        raise unfit(checkpoint.model, fields) if config != own else error from None
     model.has_weights = True
     model.extra = checkpoint.extra
     return model
 
 
-def resolve_model(model: str | os.PathLike[str] | InstanceModel, device: str | None = None) -> InstanceModel:
-    """As :func:`load`, also of a model that is there already."""
+def resolve_model(
+    model: str | os.PathLike[str] | InstanceModel, device: str | None = None, fields: Mapping[str, Any] | None = None
+) -> InstanceModel:
+    """As :func:`load`, also of a model that is there already.
+
+    Args:
+        model: it, or what names it.
+        device: where to put it; None leaves it where it is.
+        fields: of its configuration that are to be others than its own; whichever they are, a network that is loaded
+            is built once.
+    """
     if not isinstance(model, InstanceModel):
-        return load(model, device)
+        return _opened(model, device, fields or {})
+    model = reconfigure(model, fields or {})
     return model.to(device) if device is not None else model

@@ -4,19 +4,22 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from instseg.core.category_matching import pair_names, say_nothing
-from instseg.models.base import Net
+from instseg.models.base import HasBackbone, Net
 from instseg.models.config import ModelConfig
 from instseg.models.zoo import extends
 from instseg.weights.checkpoint import Checkpoint
-from instseg.weights.fit import check_fit, parts_beyond
+from instseg.weights.fit import check_fit, parts_of
 
 
 def fill(net: Net[Any], name: str, config: ModelConfig, classes: Sequence[str] | None, checkpoint: Checkpoint) -> None:
     """Fills a new network from a checkpoint; a warning says which parts keep their initial values.
 
     The weights of a class are taken over where both sides have a class of that name. Where one side's names say nothing
-    they are all taken over if there are as many, and none otherwise. What a method adds to the checkpoint's starts new.
+    they are all taken over if there are as many, and none otherwise. What a method adds to the checkpoint's starts new,
+    and so does what has another shape there, such as the maps of other grids; the backbone has to fit.
 
     Args:
         net: with its initial values.
@@ -41,16 +44,26 @@ def fill(net: Net[Any], name: str, config: ModelConfig, classes: Sequence[str] |
                 state[key] = layout.take(state[key], chosen, wanted[key]) if taken else wanted[key]
         _say_classes(old, new, config.num_classes, kept, list(layers), where)
     if extends(name, checkpoint.model):
-        parts = parts_beyond(net, state)
-        added = {k: v for k, v in wanted.items() if k.split(".")[0] in parts}
-        warnings.warn(
-            f"{where} is a checkpoint of {checkpoint.model}: the {' and '.join(parts)} of {name} ({len(added)} "
-            "tensors) starts new.",
-            stacklevel=3,
-        )
-        state |= added
+        state = _host_state(net, name, state, checkpoint)
     check_fit(checkpoint, wanted, state, name, config)
     net.load_state_dict(state)
+
+
+def _host_state(net: Net[Any], name: str, state: Mapping[str, Tensor], checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The host's tensors that fit, and the network's own for the rest, which a warning names."""
+    wanted = net.state_dict()
+    backbone = net.backbone if isinstance(net, HasBackbone) else None
+    strict = tuple(f"{part}." for part, module in net.named_children() if module is backbone)
+    taken = {k: state[k] for k, v in wanted.items() if k in state and state[k].shape == v.shape}
+    new = [k for k in wanted if k not in taken and not k.startswith(strict)]
+    parts = parts_of(net, set(new))
+    said = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
+    warnings.warn(
+        f"{checkpoint.where} is a checkpoint of {checkpoint.model}: the {said} of {name} ({len(new)} tensors) "
+        f"{'starts' if len(parts) == 1 else 'start'} new.",
+        stacklevel=4,
+    )
+    return {**{k: v for k, v in state.items() if k.startswith(strict)}, **taken, **{k: wanted[k] for k in new}}
 
 
 def _kept_rows(old: Sequence[str], new: Sequence[str] | None, number: int) -> dict[int, int] | None:

@@ -60,12 +60,20 @@ class Step:
         generator: on the CPU, seeded for this update and process, so that a resumed run draws the same; None outside
             a training run, where torch's own is used.
         mean: the mean of a tensor over all processes, without gradient.
+        processes: the number of them; 1 where each normalizes for itself.
     """
 
     update: int = 0
     epoch: int = 0
     generator: torch.Generator | None = None
     mean: Callable[[Tensor], Tensor] = _alone
+    processes: int = 1
+
+    def shared(self, count: Tensor, least: float = 1.0) -> Tensor:
+        """What a process divides its sum by, so that the mean over the processes is what one process with all images
+        would find: their joint ``count``, at least ``least``, over the number of processes. All of them have to ask.
+        """
+        return self.mean(count.float()).clamp(min=least / self.processes)
 
 
 @dataclass(frozen=True)
@@ -248,8 +256,13 @@ class Extends(Protocol):
         ...
 
     @classmethod
-    def host_fields(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields that this network takes over of the host's complete configuration."""
+    def host_fields(cls, config: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that this network takes over of the host's complete configuration.
+
+        Args:
+            config: of the host.
+            named: what the name of this network in the zoo changes of its defaults.
+        """
         ...
 
 

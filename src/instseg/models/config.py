@@ -61,7 +61,8 @@ class ModelConfig(InferenceSettings):
     dcn: Version = 0  # deformable convolutions of this version in the backbone's stages 2 to 4; 0: none
     stride_in_1x1: bool = False  # ResNets that halve in the first 1x1 convolution, as Caffe's and detectron2's
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0  # 1 freezes the stem and the first stage; 0 nothing
-    norm_eval: bool = False  # batch norms keep their running statistics while training
+    norm_eval: bool = False  # the backbone's batch norms keep their running statistics while training
+    norm_fixed: bool = False  # with norm_eval: nor do their scale and shift train, as detectron2's FrozenBatchNorm2d
 
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # of the network's channels, in [0, 255]
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)

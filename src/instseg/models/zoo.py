@@ -68,7 +68,8 @@ def _solov2_light(paper_ap: float | None, backbone: str, size: Literal[448, 512]
 
 # Mask interpolation (SODAR, section IV-b): finer grids for the classes, coarser ones for the representations.
 _HALVED = (20, 18, 12, 8, 6)
-_CLS: dict[str, Any] = {"grids": (50, 40, 24, 16, 12), "mask_grids": (40, 36, 24, 16, 12)}
+# Released with a cap of 300 objects an image: `_cls`, and all on SOLOv2; the others with 100.
+_CLS: dict[str, Any] = {"grids": (50, 40, 24, 16, 12), "mask_grids": (40, 36, 24, 16, 12), "max_instances": 300}
 _MASK: dict[str, Any] = {"mask_grids": _HALVED}
 _CM: dict[str, Any] = {"grids": (50, 40, 24, 16, 12), "mask_grids": _HALVED}
 
@@ -79,7 +80,8 @@ def _sodar(paper_ap: float | None, backbone: str, **fields: Any) -> ModelEntry:
 
 
 def _sodar_solov2(paper_ap: float | None, backbone: str, **fields: Any) -> ModelEntry:
-    return ModelEntry("SODAR*", SODARSOLOv2Config, SODARSOLOv2, {"backbone": backbone, **fields}, paper_ap)
+    fields = {"backbone": backbone, "max_instances": 300, **fields}
+    return ModelEntry("SODAR*", SODARSOLOv2Config, SODARSOLOv2, fields, paper_ap)
 
 
 _DCN: dict[str, Any] = {"dcn": 2, "dcn_towers": "all", "mask_feature_dcn": True}
@@ -168,7 +170,7 @@ def fields_from(name: str, other: str, config: Mapping[str, Any]) -> dict[str, A
     net = get_entry(name).net
     if not extends(name, other) or not isinstance(net, Extends):
         return {}
-    return net.host_fields(build_config(other, config).model_dump())
+    return net.host_fields(build_config(other, config).model_dump(), get_entry(name).fields)
 
 
 def extends(name: str, other: str) -> bool:

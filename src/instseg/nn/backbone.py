@@ -31,6 +31,7 @@ class Backbone(nn.Module):
             strides 4, 8, 16 and 32.
         frozen_stages: 0 freezes nothing, 1 the stem and the first stage, 2 also the second, ...
         norm_eval: batch norms keep their running statistics while training.
+        norm_fixed: with ``norm_eval``, their scale and shift do not train either.
         dcn: version of the deformable convolutions in place of the 3x3 ones of the bottlenecks of stages 2 to 4;
             0 for none.
         stride_in_1x1: a stage halves its input in the first 1x1 convolution, as Caffe's and detectron2's ResNets do,
@@ -47,6 +48,7 @@ class Backbone(nn.Module):
         norm_eval: bool = False,
         dcn: Version = 0,
         stride_in_1x1: bool = False,
+        norm_fixed: bool = False,
     ) -> None:
         super().__init__()
         self.timm_name = SHORT_NAMES.get(name, name)
@@ -60,6 +62,10 @@ class Backbone(nn.Module):
             _change_bottlenecks(self.body, self.timm_name, dcn, stride_in_1x1)
         if frozen_stages:
             self._freeze([info.module_name()[i] for i in self.levels])
+        if norm_eval and norm_fixed:
+            for module in self.body.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.requires_grad_(False)
 
     def _freeze(self, modules: list[str]) -> None:
         last = modules[min(self.frozen_stages, len(modules)) - 1].replace(".", "_")

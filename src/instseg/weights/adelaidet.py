@@ -11,12 +11,13 @@ from instseg.weights.renaming import NORMALIZATION, Converted, Rules, rename
 
 NAME = "AdelaiDet"
 
-# How detectron2 shows images to its networks, and where its ResNets halve.
-_SHOWN: dict[str, Any] = {
+# How detectron2 shows images to its networks, and where its ResNets halve. Its FrozenBatchNorm2d has no parameters.
+_FIELDS: dict[str, Any] = {
     "stride_in_1x1": True,
     "bgr": True,
     "pixel_mean": (103.53, 116.28, 123.675),
     "pixel_std": (1.0, 1.0, 1.0),
+    "norm_fixed": True,
     "antialias": True,  # Pillow's bilinear resizing; mmdetection's is OpenCV's, without
 }
 _RULES: Rules = (
@@ -48,7 +49,7 @@ def convert(state: Mapping[str, Tensor]) -> Converted:
     """As :class:`~instseg.weights.renaming.CodeBase`. Where the file says how it normalizes, it knows best."""
     renamed = rename({_block(name): tensor for name, tensor in state.items()}, _RULES)
     said = {name: tuple(round(float(v), 4) for v in state[name].flatten()) for name in NORMALIZATION if name in state}
-    return replace(renamed, shown={**_SHOWN, **said})
+    return replace(renamed, fields={**_FIELDS, **said})
 
 
 def _block(name: str) -> str:

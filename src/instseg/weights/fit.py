@@ -1,6 +1,6 @@
 """Whether a checkpoint holds the tensors of a network, and a network that takes them as they are."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import chain
 from typing import Any
 
@@ -72,7 +72,16 @@ def check_fit(
     )
 
 
-def parts_beyond(net: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """The parts of a network of which a state holds nothing."""
-    there = {key.split(".")[0] for key in state}
-    return [name for name, part in net.named_children() if part.state_dict() and name not in there]
+def parts_of(net: nn.Module, keys: Collection[str]) -> list[str]:
+    """The names of the largest modules of a network all of whose tensors are among ``keys``, and of single tensors."""
+
+    def within(prefix: str, module: nn.Module) -> list[str]:
+        names = [prefix + key for key in module.state_dict()]
+        if prefix and names and all(name in keys for name in names):
+            return [prefix[:-1]]
+        children = dict(module.named_children())
+        inner = [part for name, child in children.items() for part in within(f"{prefix}{name}.", child)]
+        own = (name for name in names if name[len(prefix) :].split(".")[0] not in children)
+        return inner + [name for name in own if name in keys]
+
+    return within("", net)

@@ -1,6 +1,7 @@
 """Checkpoints of other code bases: whose a file is, of which model of the zoo, and its tensors under our names."""
 
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from instseg.core.categories import Categories
 from instseg.core.errors import CheckpointError
-from instseg.models.zoo import build_config, get_entry
+from instseg.models.zoo import MODELS, build_config, extends, get_entry
 from instseg.weights import adelaidet, aggmask, mmdet, solo
 from instseg.weights.checkpoint import Checkpoint
 from instseg.weights.coco_names import coco_categories
@@ -21,6 +22,16 @@ from instseg.weights.fit import outline
 from instseg.weights.renaming import CodeBase, Converted
 
 CODE_BASES: tuple[CodeBase, ...] = (adelaidet, mmdet, aggmask, solo)  # the first that recognizes a file has it
+# Every code base trains with the stem and the first stage as they are, and with batch norms that keep their statistics.
+_FROZEN: dict[str, Any] = {"frozen_stages": 1, "norm_eval": True}
+# Methods that are not in the zoo yet, by the first part of a tensor's name; the first that fits has the file.
+_OTHERS = (
+    (r"proposal_generator\.MEInst_head\.", "MEInst"),
+    (r"(bbox_head\.)?controller\.", "CondInst"),
+    (r"proposal_generator\.fcos_head\.|bbox_head\.conv_centerness\.", "FCOS"),
+    (r"head\.mask_pred_\d+\.", "TensorMask"),
+    (r"roi_heads?\.(mask_head|mask_predictor)\.", "Mask R-CNN"),
+)
 MOST_NUMBERS = 1 << 32  # in all tensors of a file; a tensor can declare far more than the file holds
 
 
@@ -32,7 +43,8 @@ def open_published(path: str | os.PathLike[str], model: str | None = None) -> Ch
 
     Args:
         path: ``.pth`` of mmdetection 2 or 3, the authors' SOLO repository, AggMask (SODAR), or AdelaiDet.
-        model: the zoo's name for it; None finds the one it fits, and warns where there are several.
+        model: the zoo's name for it, or of a model that extends it, as SODAR does SOLO; None finds the one it fits, and
+            warns where there are several.
 
     Raises:
         CheckpointError: the file cannot be read, is of no known code base, has tensors that have no place, or is of
@@ -41,6 +53,12 @@ def open_published(path: str | os.PathLike[str], model: str | None = None) -> Ch
     """
     file = Path(path)
     state = _tensors(file)
+    other = next((method for start, method in _OTHERS if any(re.match(start, name) for name in state)), None)
+    if other is not None:
+        raise CheckpointError(
+            f"{file} is a checkpoint of {other}, which this version of instseg does not have: give one of SOLO, "
+            "Decoupled SOLO, SOLOv2 or SODAR."
+        )
     code = code_base(state)
     if code is None:
         first = ", ".join(list(state)[:3]) or "no tensors"
@@ -53,7 +71,7 @@ def open_published(path: str | os.PathLike[str], model: str | None = None) -> Ch
     name = _model_of(facts, model, f"{file} seems to be {facts}, from {code.NAME}", file)
     classes = facts.num_classes
     categories = coco_categories() if classes == 80 else Categories.from_names([f"class {i}" for i in range(classes)])
-    config = build_config(name, {"num_classes": classes, **converted.shown}).model_dump(mode="json")
+    config = build_config(name, {"num_classes": classes, **_FROZEN, **converted.fields}).model_dump(mode="json")
     extra = {"source": code.NAME, "file": file.name}
     return Checkpoint(name, config, categories, _counted(converted.state), extra, str(file))
 
@@ -64,6 +82,20 @@ def read_published(path: str | os.PathLike[str], model: str | None = None) -> Ch
     Raises CheckpointError also when tensors are missing or of another shape.
     """
     return as_ours(open_published(path, model))
+
+
+def brought_up(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint that an earlier version converted, with the fields that a conversion sets today; any other as it is.
+
+    Such a file names the code base it comes from, and its configuration has no ``norm_fixed``. A run's own weights name
+    none: what was frozen in that run is what its configuration says.
+    """
+    code = next((module for module in CODE_BASES if checkpoint.extra.get("source") == module.NAME), None)
+    if code is None or "norm_fixed" in checkpoint.config or checkpoint.model not in MODELS:
+        return checkpoint
+    cap = get_entry(checkpoint.model).fields.get("max_instances")
+    newer = {**_FROZEN, "norm_fixed": code is adelaidet, **({} if cap is None else {"max_instances": cap})}
+    return replace(checkpoint, config={**checkpoint.config, **newer})
 
 
 def as_ours(checkpoint: Checkpoint) -> Checkpoint:
@@ -98,12 +130,13 @@ def _facts(converted: Converted, code: str, file: Path) -> Facts:
 
 
 def _model_of(facts: Facts, model: str | None, seems: str, file: Path) -> str:
-    """The zoo's name for it: ``model`` where that fits."""
+    """The zoo's name for it: ``model`` where that fits, that of its host where ``model`` extends it."""
     fits = facts.models()
     if model is not None:
         entry = get_entry(model)
-        if model in fits:
-            return model
+        host = next((name for name in fits if name == model or extends(model, name)), None)
+        if host is not None:
+            return model if model in fits else host
         wrong = facts.unlike(model) if entry.net is facts.net else {}
         differs = "".join(f" {key} is {theirs}, not {ours}." for key, (theirs, ours) in wrong.items())
         if fits:
@@ -113,8 +146,8 @@ def _model_of(facts: Facts, model: str | None, seems: str, file: Path) -> str:
         raise CheckpointError(f"{seems}: no model of the zoo has its tensors.")
     if len(fits) > 1:
         warnings.warn(
-            f"{file} has the tensors of {' and of '.join(fits)}, which differ in their grids alone: it is taken for "
-            f"{fits[0]}; `instseg convert FILE --model NAME` says which it is.",
+            f"{file} has the tensors of {' and of '.join(fits)}, which differ in what no tensor tells (grids, "
+            f"max_instances): it is taken for {fits[0]}; `instseg convert FILE --model NAME` says which it is.",
             stacklevel=4,
         )
     return fits[0]

@@ -30,12 +30,13 @@ class Converted:
     Attributes:
         state: tensors by our names.
         unknown: names for which there is no rule.
-        shown: configuration fields that say how the code base shows images to its networks.
+        fields: configuration fields that are the code base's own: how it shows images to its networks, and what it
+            keeps as it is in training.
     """
 
     state: dict[str, Tensor]
     unknown: tuple[str, ...]
-    shown: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
 
 
 class CodeBase(Protocol):

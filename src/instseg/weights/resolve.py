@@ -10,7 +10,7 @@ from instseg.core.files import make_writable
 from instseg.models.zoo import MODELS
 from instseg.weights.catalogue import CATALOGUE, obtain
 from instseg.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from instseg.weights.published import as_ours, open_published
+from instseg.weights.published import as_ours, brought_up, open_published
 from instseg.weights.run_folder import STATE, WEIGHTS, read_run_folder
 
 BUNDLED = {"nuclei": "nuclei/nuclei.safetensors"}
@@ -45,7 +45,8 @@ def read_weights(weights: str | os.PathLike[str], model: str | None = None) -> C
     Args:
         weights: a ``.safetensors`` file of ours, a file of another code base, a run folder, the name of a bundled or of
             a catalogued checkpoint. A file or a run folder comes before a catalogued name, any other folder after.
-        model: the zoo's name that a foreign file must fit; None finds it.
+        model: the zoo's name that a foreign file must fit, or that of a model that extends what it holds; None finds
+            it.
 
     Raises:
         CheckpointError: there is none, or it cannot be read, or does not fit.
@@ -87,7 +88,7 @@ def _read_file(path: Path, model: str | None) -> Checkpoint:
     if path.name in (STATE, f"{STATE}.prev"):
         raise CheckpointError(f"{path} is the state of a training run: give its folder, {path.parent}.")
     ours = start[8:9] == b"{" or path.suffix.lower() == ".safetensors"
-    return open_published(path, model) if start[:2] == b"PK" or not ours else read_checkpoint(path)
+    return open_published(path, model) if start[:2] == b"PK" or not ours else brought_up(read_checkpoint(path))
 
 
 def convert(
@@ -111,6 +112,8 @@ def convert(
     if checkpoint.model in MODELS:
         checkpoint = as_ours(checkpoint)
     if model is not None and checkpoint.model != model:
-        raise CheckpointError(f"{os.fspath(weights)} is a checkpoint of {checkpoint.model}, not {model}.")
+        raise CheckpointError(
+            f"{os.fspath(weights)} is a checkpoint of {checkpoint.model}, not {model}: use --model {checkpoint.model}."
+        )
     write_checkpoint(target, checkpoint, half)
     return checkpoint

@@ -11,6 +11,7 @@ docs/decisions/sodar.md lists the differences and the fields for them.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import get_annotations
 from typing import Any, Literal, Self
 
 import torch
@@ -55,6 +56,20 @@ def _supervised(config: GridAggregationConfig, masks: CellMasks, representations
     """With the two-stage loss a cell's own representation is taught the mask, too (table VI)."""
     own = {"loss_representation": representations} if config.two_stage_loss else {}
     return {"loss_mask": masks, **own}
+
+
+def _host_fields(
+    own: type[GridAggregationConfig], config: Mapping[str, Any], named: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The host's fields but for those that SODAR itself, or the name in the zoo, decides: a name says which grids are
+    finer or coarser than the host's. The backbone is the host's, whatever the name says: its weights are kept."""
+    decided = {*get_annotations(own), *named} - {"backbone", "max_instances"}
+    fields = {key: value for key, value in config.items() if key in own.model_fields and key not in decided}
+    fields["max_instances"] = max(config["max_instances"], named.get("max_instances", 0))
+    grids = named.get("mask_grids") or named.get("grids") or config["grids"]
+    if len(grids) != len(config["grids"]):  # other levels: which object belongs to which is the name's own, too
+        fields = {key: value for key, value in fields.items() if key not in ("grids", "scale_ranges")}
+    return fields
 
 
 def _soft(logits: Tensor, size: tuple[int, int] | None) -> Tensor:
@@ -106,9 +121,11 @@ class SODAR(GridNet[SODAROutputs]):
         return solo.SOLO
 
     @classmethod
-    def host_fields(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """All of the host's: they are this network's own."""
-        return {name: value for name, value in config.items() if name in SODARConfig.model_fields}
+    def host_fields(cls, config: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
+        """As :class:`~instseg.models.base.Extends`. A host without a pyramid (table 4a) has one level, this one all."""
+        fields = _host_fields(SODARConfig, config, named)
+        single = () if config["pyramid"] else ("pyramid", "grids", "scale_ranges")
+        return {key: value for key, value in fields.items() if key not in single}
 
     def stages(self) -> Mapping[str, nn.Module]:
         shared = {"backbone": self.backbone, "pyramid": self.fpn, "category branch": self.category.tower}
@@ -149,7 +166,7 @@ class SODAR(GridNet[SODAROutputs]):
         assigned = [self.assign(target, padded) for target in targets]
         masks = partial(self.mask_probabilities, outputs)
         supervised = _supervised(self.config, masks, lambda *cells: self.representations(outputs, *cells).sigmoid())
-        return grid_loss(self.config, outputs.cls_logits, self.maps, targets, assigned, supervised)
+        return grid_loss(self.config, outputs.cls_logits, self.maps, targets, assigned, supervised, step)
 
     def explain(self, outputs: SODAROutputs, image: int, source: int) -> Trace:
         """As :class:`~instseg.models.base.Explains`."""
@@ -235,9 +252,11 @@ class SODARSOLOv2(GridNet[SODARSOLOv2Outputs]):
         return solov2.SOLOv2
 
     @classmethod
-    def host_fields(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """All of the host's: they are this network's own. Given, they count more than the released ones."""
-        return {name: value for name, value in config.items() if name in SODARSOLOv2Config.model_fields}
+    def host_fields(cls, config: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
+        """As :class:`~instseg.models.base.Extends`. The branches are SOLOv2's own, not the released ones; of several
+        maps a mask (table 6c) or features of each level (table 5c) there is one."""
+        fields = _host_fields(SODARSOLOv2Config, config, named)
+        return {**fields, "base": "solov2", "mask_groups": 1, "mask_feature": "unified"}
 
     def class_layers(self) -> Mapping[str, ClassLayout]:
         return solov2.class_layers(self.semantic)
@@ -284,7 +303,7 @@ class SODARSOLOv2(GridNet[SODARSOLOv2Outputs]):
         assigned = [self.assign(target, padded) for target in targets]
         masks = partial(self.mask_probabilities, outputs)
         supervised = _supervised(self.config, masks, lambda *cells: self.representations(outputs, *cells).sigmoid())
-        return solov2.dynamic_loss(self.config, outputs, targets, assigned, supervised)
+        return solov2.dynamic_loss(self.config, outputs, targets, assigned, supervised, step)
 
     def explain(self, outputs: SODARSOLOv2Outputs, image: int, source: int) -> Trace:
         """As :class:`~instseg.models.base.Explains`."""

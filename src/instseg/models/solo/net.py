@@ -36,8 +36,9 @@ class GridNet(Net[G]):
     def __init__(self, config: GridConfig) -> None:
         super().__init__()
         self.config = config
+        c = config
         self.backbone = Backbone(
-            config.backbone, config.frozen_stages, config.norm_eval, config.dcn, config.stride_in_1x1
+            c.backbone, c.frozen_stages, c.norm_eval, c.dcn, c.stride_in_1x1, norm_fixed=c.norm_fixed
         )
         self.fpn: nn.Module = FPN(self.backbone.channels, config.fpn_channels)
         self.maps = level_maps(config.grids)
@@ -79,7 +80,7 @@ class GridNet(Net[G]):
         padded = (outputs.size[0] * MASK_STRIDE, outputs.size[1] * MASK_STRIDE)
         assigned = [self.assign(target, padded) for target in targets]
         supervised = {"loss_mask": partial(self.mask_probabilities, outputs)}
-        return grid_loss(self.config, outputs.cls_logits, self.maps, targets, assigned, supervised)
+        return grid_loss(self.config, outputs.cls_logits, self.maps, targets, assigned, supervised, step)
 
     def decode(self, outputs: G) -> list[Found]:
         return decode_grid(self.config, outputs, self.maps, partial(self.mask_probabilities, outputs))

@@ -6,7 +6,7 @@ import json
 import shlex
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,18 +75,29 @@ def run_demo(
         warnings.filterwarnings("ignore", ".*max_instances")
         (folder / JOURNAL).unlink(missing_ok=True)  # a demo that was interrupted begins again
         summary = predict_sources(ready, paths, folder, progress=progress)
-    metrics = score_results(ground_truth(dataset), _results(folder, dataset), ready.config.max_instances, folder)
+    content = json.loads((folder / PREDICTIONS).read_text(encoding="utf-8"))
+    metrics = score_results(ground_truth(dataset), _results(content, dataset), ready.config.max_instances, folder)
     write_json(folder / "metrics.json", {"model": ready.name, "data": DATA, "split": SPLIT, **metrics}, indent=2)
-    write_report(folder, dataset, metrics, summary)
+    shown = _shown(content)
+    write_report(folder, dataset, metrics, summary, shown)
     masks, boxes = metrics["segm"], metrics["bbox"]
-    say(f"{_found(folder)} nuclei found in {summary.images} images, {metrics['instances']} are annotated")
+    say(f"{_count(shown)} nuclei found in {summary.images} images, {metrics['instances']} are annotated")
     say(f"mask AP {masks['ap']:.3f}  AP50 {masks['ap50']:.3f}  AP75 {masks['ap75']:.3f}  box AP {boxes['ap']:.3f}")
     say(f"look at {folder / 'report.html'}")
     return metrics
 
 
-def write_report(folder: Path, dataset: InstanceDataset, metrics: Mapping[str, Any], summary: PredictSummary) -> Path:
-    """`report.html` from what lies in `folder`: pictures beside ground truth, figures, what was run, licenses."""
+def write_report(
+    folder: Path,
+    dataset: InstanceDataset,
+    metrics: Mapping[str, Any],
+    summary: PredictSummary,
+    shown: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> Path:
+    """`report.html`: pictures beside ground truth, figures, what was run, licenses.
+
+    shown: the predictions in the pictures, by file name.
+    """
     masks = metrics["segm"]
     report = Report(
         "instseg demo: nuclei in microscopy images",
@@ -97,7 +108,7 @@ def write_report(folder: Path, dataset: InstanceDataset, metrics: Mapping[str, A
         {
             "mask AP": _figure(masks["ap"]),
             "mask AP at IoU 0.5": _figure(masks["ap50"]),
-            "nuclei found": str(_found(folder)),
+            "nuclei found": str(_count(shown)),
             "nuclei annotated": str(metrics["instances"]),
             "seconds an image, files included": f"{summary.seconds / max(summary.images, 1):.2f}",
         }
@@ -107,11 +118,10 @@ def write_report(folder: Path, dataset: InstanceDataset, metrics: Mapping[str, A
         f"Shown and counted are predictions with a score of at least {PICTURE_SCORE:g}. Colors only tell "
         "neighbors apart."
     )
-    predicted = _read_predictions(folder / PREDICTIONS)
     for index, record in enumerate(dataset.records):
         image = dataset.image(index).permute(1, 2, 0).numpy()
         report.pictures(
-            _row(np.ascontiguousarray(image), record, predicted[Path(record.file_name).name]), record.file_name
+            _row(np.ascontiguousarray(image), record, shown.get(Path(record.file_name).name, ())), record.file_name
         )
     report.heading("Figures")
     report.paragraph(
@@ -148,9 +158,8 @@ def write_report(folder: Path, dataset: InstanceDataset, metrics: Mapping[str, A
     return path
 
 
-def _results(folder: Path, dataset: InstanceDataset) -> list[dict[str, Any]]:
+def _results(content: Mapping[str, Any], dataset: InstanceDataset) -> list[dict[str, Any]]:
     """What was written for people as COCO results under the ids of the data: the images are predicted only once."""
-    content = json.loads((folder / PREDICTIONS).read_text(encoding="utf-8"))
     ours = {Path(record.file_name).name: record.image_id for record in dataset.records}
     ids = {image["id"]: ours[Path(image["file_name"]).name] for image in content["images"]}
     return [
@@ -160,9 +169,8 @@ def _results(folder: Path, dataset: InstanceDataset) -> list[dict[str, Any]]:
     ]
 
 
-def _read_predictions(path: Path) -> dict[str, list[dict[str, Any]]]:
+def _shown(content: Mapping[str, Any]) -> Mapping[str, Sequence[Mapping[str, Any]]]:
     """The annotations that pictures show, by file name."""
-    content = json.loads(path.read_text(encoding="utf-8"))
     names = {image["id"]: Path(image["file_name"]).name for image in content["images"]}
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for annotation in content["annotations"]:
@@ -171,11 +179,11 @@ def _read_predictions(path: Path) -> dict[str, list[dict[str, Any]]]:
     return rows
 
 
-def _found(folder: Path) -> int:
-    return sum(len(rows) for rows in _read_predictions(folder / PREDICTIONS).values())
+def _count(shown: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
+    return sum(len(rows) for rows in shown.values())
 
 
-def _row(image: npt.NDArray[np.uint8], record: Record, rows: list[dict[str, Any]]) -> list[Picture]:
+def _row(image: npt.NDArray[np.uint8], record: Record, rows: Sequence[Mapping[str, Any]]) -> list[Picture]:
     zoom = max(1, -(-SHOWN_SIDE // max(image.shape[:2])))
     found = [rle.from_json(row["segmentation"]) for row in rows]
     truth = [annotation.rle for annotation in record.annotations if not annotation.crowd]

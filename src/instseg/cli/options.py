@@ -107,7 +107,5 @@ def open_model(name: str, words: Iterable[str], device: str | None) -> "Instance
     from instseg.core.environment import pick_device
     from instseg.core.values import parsed
     from instseg.model.load import resolve_model
-    from instseg.model.with_config import reconfigure
 
-    target = pick_device(device)
-    return reconfigure(resolve_model(name), parsed(fields)).to(target)
+    return resolve_model(name, str(pick_device(device)), parsed(fields))

@@ -101,7 +101,9 @@ def load(text: str | os.PathLike[str], device: str | torch.device | None = None)
     return _opened(text, device, {})
 
 
-def _opened(text: str | os.PathLike[str], device: str | torch.device | None, fields: Mapping[str, Any]) -> InstanceModel:
+def _opened(
+    text: str | os.PathLike[str], device: str | torch.device | None, fields: Mapping[str, Any]
+) -> InstanceModel:
     checkpoint = resolve(text)
     model = create_model(os.fspath(text), overrides=fields) if checkpoint is None else _restored(checkpoint, fields)
     model.eval()
@@ -121,14 +123,20 @@ def _restored(checkpoint: Checkpoint, fields: Mapping[str, Any]) -> InstanceMode
         raise CheckpointError(f"{where} cannot be used: {error}") from None
     config = with_fields(checkpoint.model, own, fields)
     try:
-        net = filled(checkpoint, config)
-        model = InstanceModel(checkpoint.model, config, checkpoint.categories, net)
-    except (CheckpointError, ConfigError) as error:
-        filled(checkpoint, own)  # where the checkpoint itself is at fault
-        raise unfit(checkpoint.model, fields) if config != own else error from None
+        model = _built(checkpoint, config)
+    except CheckpointError:
+        _built(checkpoint, own)  # raises where the checkpoint itself is at fault
+        raise unfit(checkpoint.model, fields) from None
     model.has_weights = True
     model.extra = checkpoint.extra
     return model
+
+
+def _built(checkpoint: Checkpoint, config: ModelConfig) -> InstanceModel:
+    try:
+        return InstanceModel(checkpoint.model, config, checkpoint.categories, filled(checkpoint, config))
+    except (ConfigError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{checkpoint.where} cannot be used: {error}") from None
 
 
 def resolve_model(

@@ -6,8 +6,20 @@ from typing import Any
 
 from instseg.core.errors import ConfigError
 from instseg.model.instance_model import InstanceModel
-from instseg.models.config import ModelConfig, setting_names
+from instseg.models.config import ModelConfig, renamed, setting_names
 from instseg.models.zoo import build_config
+
+
+def with_fields(name: str, config: ModelConfig, fields: Mapping[str, Any]) -> ModelConfig:
+    """A configuration of the zoo's ``name`` with some fields changed. Raises as :func:`build_config`."""
+    return build_config(name, {**config.model_dump(), **renamed(fields)})
+
+
+def unfit(name: str, fields: Mapping[str, Any]) -> ConfigError:
+    """What is raised where the weights of a model do not fit another configuration."""
+    return ConfigError(
+        f"the weights of {name} do not fit after changing {', '.join(fields)}: such fields are set when training."
+    )
 
 
 def reconfigure(model: InstanceModel, fields: Mapping[str, Any]) -> InstanceModel:
@@ -21,7 +33,7 @@ def reconfigure(model: InstanceModel, fields: Mapping[str, Any]) -> InstanceMode
     """
     if not fields:
         return model
-    config = build_config(model.name, {**model.config.model_dump(), **fields})
+    config = with_fields(model.name, model.config, fields)
     changed = {name for name, value in config if value != getattr(model.config, name)}
     if changed <= setting_names(type(config)):
         return _sharing(model, config)
@@ -31,10 +43,7 @@ def reconfigure(model: InstanceModel, fields: Mapping[str, Any]) -> InstanceMode
     state = model.net.state_dict()
     wanted = {} if again is None else {k: v.shape for k, v in again.net.state_dict().items()}
     if again is None or wanted != {k: v.shape for k, v in state.items()}:
-        raise ConfigError(
-            f"the weights of {model.name} do not fit after changing {', '.join(fields)}: such fields are set when "
-            "training."
-        )
+        raise unfit(model.name, fields)
     again.net.load_state_dict(state)
     again.has_weights, again.extra = model.has_weights, model.extra
     modes = {part: module.training for part, module in model.named_modules()}

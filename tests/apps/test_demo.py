@@ -78,3 +78,21 @@ def test_demo_writes_pictures_results_and_a_report_and_prints_the_ap_of_its_json
 
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert evaluate_coco(ground_truth(dataset), results, max_dets=500).ap == metrics["segm"]["ap"] > 0.9
+
+
+def test_demo_reads_its_own_results_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = open_dataset(demo.DATA, demo.SPLIT)
+    dataset.records = dataset.records[1:3]
+    monkeypatch.setattr("instseg.data.open.open_dataset", lambda *_: dataset)
+    monkeypatch.setattr(demo, "resolve_model", lambda model, device: model)
+    read: list[str] = []
+    opened = Path.open
+
+    def counted(self: Path, mode: str = "r", *args: Any, **named: Any) -> Any:
+        if "r" in mode and self.name.startswith("predictions.json"):
+            read.append(str(self))
+        return opened(self, mode, *args, **named)
+
+    monkeypatch.setattr(Path, "open", counted)
+    demo.run_demo(tmp_path / "out", model=Knows(dataset), device="cpu", progress=False)  # type: ignore[arg-type]
+    assert len(read) == 1

@@ -1,11 +1,14 @@
 """Changing fields of a model that has weights."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import instseg
 from instseg.core.errors import ConfigError
 from instseg.model.instance_model import InstanceModel
+from instseg.model.load import resolve_model
 from instseg.model.with_config import reconfigure
 
 SMALL = {"fpn_channels": 32, "tower_channels": 32, "tower_convs": 1, "mask_channels": 16, "mask_hidden": 32}
@@ -63,3 +66,9 @@ def test_without_weights_every_field_can_change() -> None:
     changed = reconfigure(made, {"tower_channels": 64, "num_classes": 5})
     assert changed.config.tower_channels == 64
     assert len(changed.categories) == 5
+
+
+def test_a_field_under_its_old_name_changes(model: InstanceModel, tmp_path: Path) -> None:
+    assert reconfigure(model, {"keep_threshold": 0.4}).config.min_score == 0.4
+    model.save(tmp_path / "a.safetensors")
+    assert resolve_model(tmp_path / "a.safetensors", fields={"keep_threshold": 0.4}).config.min_score == 0.4

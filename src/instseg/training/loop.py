@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -120,7 +120,8 @@ class Trainer:
         warmup = warmup_updates(recipe, recipe.epochs * self.per_epoch)
         self.stuck = StuckWatch(recipe.stuck_updates, warmup, model.net.watched_loss)
         self.interrupt = interrupt or Stop(at_once=False)
-        self.mean = mean_over(accelerator) if recipe.average_normalizers else Step().mean
+        together = Step(mean=mean_over(accelerator), processes=accelerator.num_processes)
+        self.step = together if recipe.average_normalizers else Step()
         self.loader = EpochLoader(data, recipe, accelerator.num_processes, pin=accelerator.device.type == "cuda")
         self.saved_at = time.monotonic()
         self.left_out = data.left_out_line()  # the last line about it; opening the data has said this one
@@ -258,7 +259,7 @@ class Trainer:
         """Where the run is; the generator is drawn from its own place, apart from that of torch's own."""
         p, seed = self.progress, self.recipe.seed
         draw = torch.Generator().manual_seed(seed_of(seed, p.epoch, p.update, self.accelerator.process_index, 1))
-        return Step(self._updates_done(), p.epoch, draw, self.mean)
+        return replace(self.step, update=self._updates_done(), epoch=p.epoch, generator=draw)
 
     def _agree(
         self, losses: dict[str, Tensor], logs: dict[str, Tensor], batch: Batch

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from instseg.losses.focal import category_focal_loss
 from instseg.losses.mask import MASK_LOSSES, mask_loss
-from instseg.models.base import LossTerms, Target
+from instseg.models.base import LossTerms, Step, Target
 from instseg.models.solo.assign import Assignment
 from instseg.models.solo.config import GridConfig
 from instseg.models.solo.grids import CellMasks, LevelSpec
@@ -23,6 +23,7 @@ def grid_loss(
     targets: Sequence[Target],
     assignments: Sequence[Assignment],
     supervised_masks: Mapping[str, CellMasks],
+    step: Step,
     normalizer: Literal["masks", "cells"] = "masks",
 ) -> LossTerms:
     """Equation (4): the focal loss of the categories and the weighted loss of the masks.
@@ -34,6 +35,7 @@ def grid_loss(
         targets: of each of the B images, with masks.
         assignments: of each image, its positive cells.
         supervised_masks: what is compared with the targets: names of losses and what makes their masks.
+        step: what the losses are normalized over.
         normalizer: what the sum of a mask loss is divided by: the number of masks, or of positive cells.
 
     Returns:
@@ -49,16 +51,16 @@ def grid_loss(
         for name, found in _mask_losses(config.mask_loss, image, maps, target, assignment, supervised_masks):
             losses[name].append(found)
     cell_labels = torch.cat(labels)
-    positives = int((cell_labels < config.num_classes).sum())
-    loss_category = category_focal_loss(
-        logits.flatten(0, 1), cell_labels, positives, config.focal_alpha, config.focal_gamma
-    )
-    named = {"loss_category": config.category_weight * loss_category}
+    positives = (cell_labels < config.num_classes).sum().float()
+    masks = {name: torch.cat([logits.new_zeros(0, dtype=torch.float32), *parts]) for name, parts in losses.items()}
+    counts = [positives.new_tensor(len(items)) if normalizer == "masks" else positives for items in masks.values()]
+    focal = category_focal_loss(logits.flatten(0, 1), cell_labels, 0, config.focal_alpha, config.focal_gamma)
+    shared = step.shared(torch.stack([positives + 1 / step.processes, *counts]))  # one exchange
+    named = {"loss_category": config.category_weight * focal / shared[0]}
     weight = MASK_LOSSES[config.mask_loss][1] if config.mask_weight is None else config.mask_weight  # lambda
-    for name, parts in losses.items():  # equation (5)
-        items = torch.cat([logits.new_zeros(0, dtype=torch.float32), *parts])
-        named[name] = weight * items.sum() / max(1, len(items) if normalizer == "masks" else positives)
-    return LossTerms(named, {"positives": cell_labels.new_tensor(positives, dtype=torch.float32)})
+    for (name, items), count in zip(masks.items(), shared[1:], strict=True):  # equation (5)
+        named[name] = weight * items.sum() / count
+    return LossTerms(named, {"positives": positives})
 
 
 def _mask_losses(

@@ -149,14 +149,15 @@ def dynamic_loss(
     targets: Sequence[Target],
     assigned: Sequence[Assignment],
     supervised_masks: Mapping[str, CellMasks],
+    step: Step,
 ) -> LossTerms:
     """Equation (4) with the ways of sharing cells; with the semantic branch also ``loss_semantic``."""
     normalizer: Literal["masks", "cells"] = "cells" if c.shared_cells == "mmdet" else "masks"
-    terms = grid_loss(c, outputs.cls_logits, one_or_many(c), targets, assigned, supervised_masks, normalizer)
+    terms = grid_loss(c, outputs.cls_logits, one_or_many(c), targets, assigned, supervised_masks, step, normalizer)
     if outputs.semantic is None:
         return terms
     labels = torch.stack([semantic_labels(t, outputs.size, c.num_classes) for t in targets])
-    semantic = c.semantic_weight * semantic_loss(outputs.semantic, labels)
+    semantic = c.semantic_weight * semantic_loss(outputs.semantic, labels, step)
     return LossTerms({**terms.losses, "loss_semantic": semantic}, terms.logs)
 
 
@@ -223,7 +224,7 @@ class SOLOv2(GridNet[SOLOv2Outputs]):
         padded = (outputs.size[0] * MASK_STRIDE, outputs.size[1] * MASK_STRIDE)
         assigned = [self.assign(target, padded) for target in targets]
         supervised = {"loss_mask": partial(self.mask_probabilities, outputs)}
-        return dynamic_loss(self.config, outputs, targets, assigned, supervised)
+        return dynamic_loss(self.config, outputs, targets, assigned, supervised, step)
 
 
 def assign_shared(c: SOLOv2Config, target: Target, padded: tuple[int, int]) -> Assignment:
@@ -238,14 +239,14 @@ def class_layers(semantic: nn.Module | None) -> dict[str, ClassLayout]:
     return {f"{layer}.{kind}": ClassLayout() for layer in layers for kind in ("weight", "bias")}
 
 
-def semantic_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def semantic_loss(logits: Tensor, labels: Tensor, step: Step | None = None) -> Tensor:
     """Focal loss (alpha 0.25, gamma 2) of (B, C, h, w) logits, divided by the number of object pixels; ``labels``
     (B, h, w) is C on the ground."""
     from torchvision.ops import sigmoid_focal_loss  # takes seconds to import
 
     targets = F.one_hot(labels, logits.shape[1] + 1)[..., :-1].permute(0, 3, 1, 2).float()
     loss: Tensor = sigmoid_focal_loss(logits.float(), targets, alpha=0.25, gamma=2.0, reduction="sum")
-    return loss / targets.sum().clamp(min=1)
+    return loss / (step or Step()).shared(targets.sum())
 
 
 def light(size: Literal[448, 512] = 448) -> dict[str, object]:

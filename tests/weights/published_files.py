@@ -88,9 +88,8 @@ def lively(state):
         if tensor.dim() > 1:
             return torch.randn(tensor.shape, generator=generator) / math.sqrt(tensor[0].numel())
         if re.search(r"(solo_cate|conv_cls|cate_pred)\.bias$", name):
-            return torch.full(tensor.shape, -6.0)  # few of the cells hold an object
-        ones = re.search(r"(running_var|(bn\d|gn|norm|downsample\.1)\.weight)$", name)
-        return torch.full(tensor.shape, 1.0 if ones else 0.0)
+            return torch.full(tensor.shape, -4.5)  # few of the cells hold an object
+        return torch.full(tensor.shape, 1.0 if name.endswith(("running_var", "weight")) else 0.0)
 
     return {name: values(name, tensor) for name, tensor in state.items()}
 

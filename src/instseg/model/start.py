@@ -50,11 +50,17 @@ def fill(net: Net[Any], name: str, config: ModelConfig, classes: Sequence[str] |
 
 
 def _host_state(net: Net[Any], name: str, state: Mapping[str, Tensor], checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The host's tensors that fit, and the network's own for the rest, which a warning names."""
+    """The host's tensors that fit, and the network's own for the rest, which a warning names.
+
+    A part in which the host has tensors that the network lacks is another one there, whatever else fits: the pyramid of
+    a host with one level, say.
+    """
     wanted = net.state_dict()
     backbone = net.backbone if isinstance(net, HasBackbone) else None
     strict = tuple(f"{part}." for part, module in net.named_children() if module is backbone)
-    taken = {k: state[k] for k, v in wanted.items() if k in state and state[k].shape == v.shape}
+    other = {k.split(".")[0] for k in state if k not in wanted}
+    fits = (k for k, v in wanted.items() if k in state and state[k].shape == v.shape)
+    taken = {k: state[k] for k in fits if k.startswith(strict) or k.split(".")[0] not in other}
     new = [k for k in wanted if k not in taken and not k.startswith(strict)]
     parts = parts_of(net, set(new))
     said = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]

@@ -446,6 +446,24 @@ def test_boxes_alone_are_data_enough(bare: str, tmp_path: Path) -> None:
     assert report["instances"] == sum(len(draw(number)[1]) for number in (6, 7)) and report["bbox"]["ap"] >= 0
 
 
+@pytest.mark.parametrize("name", ["toy_boxes", "toy_two_stage"])
+@pytest.mark.parametrize("classes", [None, ["red"]])
+def test_pasting_objects_that_have_no_mask_is_refused_before_anything_is_done(
+    name: str, classes: list[str] | None, tmp_path: Path
+) -> None:
+    folder = write_data(tmp_path / "data", {"train": range(4)}, bare="all")
+    with pytest.raises(instseg.InstsegError, match=f"copy_paste=0.5 .* {name} .*: set copy_paste=0\\.") as refused:
+        run(folder, tmp_path / "run", name, copy_paste=0.5, classes=classes)
+    assert "\n" not in str(refused.value) and not (tmp_path / "run").exists()
+
+
+def test_objects_are_pasted_where_some_have_masks(tmp_path: Path) -> None:
+    folder = write_data(tmp_path / "data", {"train": range(6)}, bare="half")
+    run(folder, tmp_path / "run", "toy_two_stage", copy_paste=0.5, epochs=1, evaluate_every=0)
+    with pytest.raises(instseg.InstsegError, match="toy_boxes sees boxes alone"):  # it never looks at a mask
+        run(folder, tmp_path / "boxes", "toy_boxes", copy_paste=0.5, epochs=1, evaluate_every=0)
+
+
 def test_masks_that_a_method_needs_are_missed_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_data(tmp_path / "data", {"train": range(4)}, bare="all")
     call = ["train", str(folder), "--model", "toy_matte", "--out", str(tmp_path / "run"), "--device", "cpu"]

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from instseg.core import rle as rle_codes
 from instseg.core.categories import Categories
 from instseg.core.errors import DataError, did_you_mean
-from instseg.core.target import MASKS, Need
+from instseg.core.target import MASKS, SHAPES, Need
 from instseg.data.batch import Batch, Sample, collate
 from instseg.data.images.read import ImageRule, read_image
 from instseg.data.records import (
@@ -178,6 +178,11 @@ class InstanceDataset(Dataset[Sample]):
     def objects(self) -> tuple[IntArray, IntArray]:
         """The image (position) and the label of each object that is not a crowd."""
         return self._table.objects()
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether any object has a mask, which samples can hold."""
+        return not SHAPES.isdisjoint(self.needs) and self._table.has_masks
 
     def fingerprint(self) -> dict[str, Any]:
         """What tells whether a data set is the one it was: ``images``, ``categories``, ``annotations`` (a digest)."""

@@ -136,6 +136,11 @@ class Records(Sequence[Record]):
         table = np.array(found, dtype=np.int64).reshape(-1, 2)
         return table[:, 0], table[:, 1]
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether any object has a mask, which is read."""
+        return any(a.has_mask for record in self for a in record.annotations)
+
     def digest(self) -> str:
         """Of what is annotated: differs when an object, a class or an image does."""
         digest = hashlib.blake2b(digest_size=16)

@@ -78,6 +78,11 @@ def open_training_data(recipe: Recipe, state: State | None, log: RunLog) -> Trai
     whole.needs = net.needs | net.optional
     if not len(whole):
         raise DataError(f"{recipe.data}: split {recipe.split} holds no images; look at it with `instseg data check`.")
+    if recipe.copy_paste and not whole.has_masks:
+        raise ConfigError(
+            f"copy_paste={recipe.copy_paste:g} pastes objects by their masks, and {recipe.model} sees boxes alone in "
+            f"{recipe.data}: set copy_paste=0."
+        )
     whole.seed = recipe.seed  # of the augmentation; the pictures of `shapes` stay the same
     if state is not None:
         _check_same_data(state, whole.fingerprint())

@@ -242,6 +242,10 @@ class IndexedRecords(Records):
         chosen = (rows >= 0) & ~self.crowd
         return rows[chosen], self.source.labels[chosen].astype(np.int64)
 
+    @property
+    def has_masks(self) -> bool:
+        return super().has_masks if self._kept is not None else self.read_shapes and bool(self.source.lengths.any())
+
     def digest(self) -> str:
         parts: list[bytes | npt.NDArray[Any]] = [self.source.digest.encode(), self.images, self.crowd]
         return digest_of(parts if self.source.lengths.all() else [*parts, self.source.boxes])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from instseg.data.workers import STOP_SIGNALS, batches_of
+from instseg.data.workers import STOP_SIGNALS, LoaderProcesses, Order, batches_of
 
 
 class Slow(Dataset[Tensor]):
@@ -58,6 +58,28 @@ def test_signals_are_let_in_again_once_the_processes_have_started(loaded: Iterat
 
 def test_a_loader_without_processes_is_as_it_was() -> None:
     assert [int(batch) for batch in batches_of(DataLoader(Slow()))] == list(range(8))
+
+
+def test_persistent_processes_read_pass_after_pass_and_leave_signals_alone_also_after_a_new_start() -> None:
+    before = set(multiprocessing.active_children())
+    order = Order([[0], [1]])
+    loader = DataLoader(Slow(), batch_sampler=order, num_workers=1, persistent_workers=True, collate_fn=list)
+    processes = LoaderProcesses(loader)
+    seen: list[list[int]] = []
+    for batches in ([[0], [1]], [[5]], [[2], [3]]):
+        order.batches = batches
+        loaded = processes.batches()
+        first = next(loaded)
+        children = set(multiprocessing.active_children()) - before
+        for child in children:
+            os.kill(child.pid or 0, signal.SIGTERM)
+        seen.append([int(one) for batch in (first, *loaded) for one in batch])
+        if batches == [[5]]:
+            processes.close()
+            assert not set(multiprocessing.active_children()) - before
+    processes.close()
+    assert seen == [[0, 1], [5], [2, 3]]
+    assert not set(multiprocessing.active_children()) - before
 
 
 SCRIPT = """

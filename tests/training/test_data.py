@@ -2,6 +2,8 @@
 
 import csv
 import json
+import multiprocessing
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import yaml
 from instseg.core.errors import ConfigError, DataError
 from instseg.data.holdout import KEY, held_out
 from instseg.data.open import open_dataset
+from instseg.evaluation import collect
 from instseg.model.load import load
 from instseg.training import data as training_data
 from instseg.training import run
@@ -269,3 +272,41 @@ def test_crowd_decides_whether_marked_objects_are_trained_on(squares: Path, tmp_
 def test_the_weights_know_how_the_images_were_read(squares: Path, tmp_path: Path) -> None:
     small(squares, tmp_path / "a")
     assert load(tmp_path / "a" / "best.safetensors").extra["image_rule"] == open_dataset(squares).image_rule.to_json()
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+def test_loader_processes_are_started_once_a_run_and_end_with_it(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that loads what is trained on, one that reads what is evaluated, over two epochs."""
+    started: list[str] = []
+    start = BaseProcess.start
+    monkeypatch.setattr(BaseProcess, "start", lambda self: (started.append(self.name), start(self))[1])
+    before = set(multiprocessing.active_children())
+    small(squares, tmp_path / "a", epochs=2, workers=1)
+    assert len(started) == 2
+    assert not set(multiprocessing.active_children()) - before
+    small(squares, tmp_path / "b", epochs=2, workers=0)
+    assert len(started) == 2
+    measured = [[row["ap"] for row in rows_of(tmp_path / name)] for name in ("a", "b")]
+    assert len(measured[0]) == 2 and measured[0] == measured[1]
+
+
+def test_an_evaluation_that_fails_leaves_no_process_and_the_next_has_its_own(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(multiprocessing.active_children())
+    score, calls = collect._rows, iter(range(100))
+
+    def failing(*args: Any) -> Any:
+        if next(calls) == 1:  # the second image of the first evaluation
+            raise RuntimeError("a failure in the middle")
+        return score(*args)
+
+    monkeypatch.setattr(collect, "_rows", failing)
+    small(squares, tmp_path / "a", epochs=2, workers=1, batch=1)
+    assert "a failure in the middle" in log_of(tmp_path / "a")
+    assert [row["ap"] != "" for row in rows_of(tmp_path / "a")] == [False, True]
+    assert not set(multiprocessing.active_children()) - before

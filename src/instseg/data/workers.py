@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from instseg.core.stopping import STOP_SIGNALS
 
@@ -29,7 +29,8 @@ class LoaderProcesses:
     """A loader whose processes ignore SIGINT, SIGTERM and SIGHUP: the main process decides what a signal means.
 
     The processes of a loader with ``persistent_workers`` read one pass after the other until :meth:`close`, those of
-    any other one pass. They end, too, when the main process is gone, even if it was killed.
+    any other one pass; a pass after that starts others. They end, too, when the main process is gone, even if it was
+    killed.
 
     Args:
         loader: its ``worker_init_fn`` is set here.
@@ -43,13 +44,15 @@ class LoaderProcesses:
         self._workers: list[multiprocessing.process.BaseProcess] = []
         if loader.num_workers:
             loader.worker_init_fn = partial(_leave_signals_to_the_main_process, self._leaving)
-            atexit.register(self.close)  # where an exception that ends the program keeps this object alive
 
     def batches(self) -> Iterator[Any]:
         """Iterates over the loader once."""
         if not self._loader.num_workers:
             yield from self._loader
             return
+        if not self._workers:
+            self._leaving[0] = 0
+            atexit.register(self.close)  # where an exception that ends the program keeps this object alive
         before = set(multiprocessing.active_children())
         with _held_back():  # a process that has just been started must not see a signal before it knows what to do
             self._iterator = iter(self._loader)
@@ -67,6 +70,19 @@ class LoaderProcesses:
                 if worker.is_alive():
                     worker.terminate()
                 worker.join(_PATIENCE)
+
+
+class Order(Sampler[list[int]]):
+    """The batches that a loader reads in its next pass."""
+
+    def __init__(self, batches: list[list[int]] | None = None) -> None:
+        self.batches = batches or []
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
 
 def batches_of(loader: "DataLoader[Any]") -> Generator[Any]:

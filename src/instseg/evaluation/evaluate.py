@@ -17,7 +17,7 @@ from instseg.core.environment import pick_device
 from instseg.core.errors import CheckpointError, ConfigError, DataError
 from instseg.core.files import make_writable
 from instseg.evaluation.best import best_of
-from instseg.evaluation.collect import Share, collect_results, collect_together, joined
+from instseg.evaluation.collect import ImageReader, Share, collect_results, collect_together, joined
 from instseg.metrics.coco import CocoMetrics, evaluate_coco
 from instseg.metrics.confusion import confusion_matrix
 
@@ -45,6 +45,7 @@ def evaluate(
     on_error: OnError = "raise",
     crowd: Crowd = "auto",
     share: Share | None = None,
+    reader: ImageReader | None = None,
 ) -> dict[str, Any]:
     """Mask and box AP of a model, COCO protocol, every image counted, also those without objects.
 
@@ -70,6 +71,7 @@ def evaluate(
             with a warning.
         crowd: what ``iscrowd`` means in a named data set: ``"auto"``, ``"ignore"`` or ``"object"``.
         share: of this process, where several evaluate together.
+        reader: of the images of ``data``, a data set that is evaluated again and again.
 
     Returns:
         the content of ``metrics.json`` (in another process than the first, nothing): ``segm``, for a model of masks,
@@ -102,9 +104,8 @@ def evaluate(
     classes = match_categories(model.categories, dataset.categories, match)
     cap = int(model.config.max_instances) if max_dets is None else max_dets
     started, left_out = time.perf_counter(), dataset.left_out_line()
-    parts = collect_together(
-        model, dataset, classes.ids, batch=batch, workers=workers, progress=progress, tta=tta, share=share
-    )
+    how: dict[str, Any] = {"batch": batch, "workers": workers, "progress": progress, "tta": tta, "reader": reader}
+    parts = collect_together(model, dataset, classes.ids, share=share, **how)
     if share is not None and share.index:
         return {}
     results, skipped, masks = joined(parts, dataset)

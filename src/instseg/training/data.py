@@ -1,6 +1,7 @@
 """What a run trains on and is evaluated on."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from instseg.data.holdout import KEY, LEAST_IMAGES, file_names, hold_out, make_r
 from instseg.data.images.read import ImageRule
 from instseg.data.open import data_path, open_dataset, splits
 from instseg.evaluation.best import Measured, measured
+from instseg.evaluation.collect import ImageReader
 from instseg.evaluation.evaluate import evaluate
 from instseg.model.instance_model import InstanceModel
 from instseg.models.zoo import get_entry
@@ -167,9 +169,18 @@ def _check_same_data(state: State, now: Mapping[str, Any]) -> None:
 
 
 def make_evaluate(
-    recipe: Recipe, data: TrainingData, accelerator: "Accelerator", log: RunLog, began: State | None, stop: Stop
+    recipe: Recipe,
+    data: TrainingData,
+    accelerator: "Accelerator",
+    log: RunLog,
+    began: State | None,
+    stop: Stop,
+    stack: ExitStack,
 ) -> Evaluate | None:
-    """What evaluates a model, each process its share of the images; None where there is nothing to evaluate on."""
+    """What evaluates a model, each process its share of the images; None where there is nothing to evaluate on.
+
+    The processes that read the images live until ``stack`` is left.
+    """
     if not recipe.evaluate_every:
         return None
     dataset, images = data.dataset, data.held_out
@@ -181,13 +192,13 @@ def make_evaluate(
     match_categories(dataset.categories, images.categories)  # now rather than after the first epoch
     images.image_rule = dataset.image_rule
     images.on_error = "skip"  # an image that cannot be read costs itself and a warning, not the AP of the epoch
-    workers = loader_processes(recipe.workers, accelerator.num_processes)
-
+    reader = ImageReader(images, loader_processes(recipe.workers, accelerator.num_processes))
+    stack.callback(reader.close)
     share = share_of(accelerator, stop)
 
     def measure(model: InstanceModel) -> Measured | None:
         batch, shown = recipe.evaluate_batch or recipe.batch, log.console is not None
-        report = evaluate(model, images, batch=batch, workers=workers, progress=shown, share=share)
+        report = evaluate(model, images, batch=batch, progress=shown, share=share, reader=reader)
         return measured(report) if report else None
 
     return measure

@@ -109,7 +109,7 @@ def train(
                         stack.enter_context(locked(folder))
                         ours = True
                 log = stack.enter_context(_opened_log(plan, folder if main else None, progress))
-                trainer = _build(plan, folder, accelerator, log, interrupt)
+                trainer = _build(plan, folder, accelerator, log, interrupt, stack)
                 del plan
             return _fit(trainer)
     finally:
@@ -159,7 +159,9 @@ def _opened_log(plan: Plan, folder: Path | None, progress: bool) -> Iterator[Run
         log.close()
 
 
-def _build(plan: Plan, folder: Path, accelerator: "Accelerator", log: RunLog, interrupt: Stop) -> Trainer:
+def _build(
+    plan: Plan, folder: Path, accelerator: "Accelerator", log: RunLog, interrupt: Stop, stack: ExitStack
+) -> Trainer:
     """Everything that a run needs, at the point where it starts or was stopped; writes what describes the run."""
     recipe, state = plan.recipe, plan.state
     for line in plan.notices:
@@ -184,7 +186,7 @@ def _build(plan: Plan, folder: Path, accelerator: "Accelerator", log: RunLog, in
         model.extra[KEY] = data.record
     transform = build_transform(at_model_scale(recipe, model.config), True, model.config.antialias)
     augmented = dataset.with_transform(transform)
-    evaluator = make_evaluate(recipe, data, accelerator, log, state, interrupt)
+    evaluator = make_evaluate(recipe, data, accelerator, log, state, interrupt, stack)
     saved = _saved_with_the_state(recipe, model, data, accelerator)
     trainer = Trainer(model, augmented, recipe, folder, accelerator, log, evaluator, saved, interrupt)
     if state is not None:

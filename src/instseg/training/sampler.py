@@ -1,18 +1,18 @@
 """The order of the images: a function of (seed, epoch), cut into batches that every process can work out alone."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from instseg.core.environment import cores
 from instseg.core.errors import InstsegError
 from instseg.data.batch import Batch, Sample, collate
 from instseg.data.dataset import InstanceDataset
-from instseg.data.workers import LoaderProcesses
+from instseg.data.workers import LoaderProcesses, Order
 
 if TYPE_CHECKING:
     from instseg.training.recipe import Recipe
@@ -91,7 +91,7 @@ class EpochLoader:
 
     def __init__(self, data: InstanceDataset, recipe: "Recipe", processes: int, pin: bool) -> None:
         workers = loader_processes(recipe.workers, processes)
-        self._order = _Order()
+        self._order = Order()
         loader: DataLoader[Any] = DataLoader(
             Readable(data),
             batch_sampler=self._order,
@@ -114,16 +114,3 @@ class EpochLoader:
     def close(self) -> None:
         """Ends the loader processes."""
         self._loading.close()
-
-
-class _Order(Sampler[list[int]]):
-    """The batches of the epoch under way."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[int]] = []
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)

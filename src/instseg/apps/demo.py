@@ -123,16 +123,7 @@ def write_report(
         report.pictures(
             _row(np.ascontiguousarray(image), record, shown.get(Path(record.file_name).name, ())), record.file_name
         )
-    report.heading("Figures")
-    report.paragraph(
-        f"COCO protocol, at most {metrics['max_dets']} detections an image. AP is the mean over IoU thresholds from "
-        "0.50 to 0.95; small is under 32² pixels, large from 96² on. A dash: no object of that size."
-    )
-    kinds = (("masks", masks), ("boxes of the masks", metrics["bbox"]))
-    report.table(["", *FIGURES], [[name, *(_figure(kind[key]) for key in FIGURES.values())] for name, kind in kinds])
-    plots = [folder / "plots" / name for name in ("precision_recall.png", "confusion.png")]
-    captions = ("Precision over recall", "Objects found, missed and invented")
-    report.pictures([Picture(p, c) for p, c in zip(plots, captions, strict=True)], plot=True)
+    _write_figures(report, metrics, folder / "plots")
     report.heading("What was run")
     first = shlex.quote(str(dataset.records[0].path))
     report.code(f"instseg predict nuclei {first} ...\ninstseg val nuclei {DATA} --split {SPLIT}")
@@ -156,6 +147,19 @@ def write_report(
     with atomic(path, "w") as file:
         file.write(report.html())
     return path
+
+
+def _write_figures(report: Report, metrics: Mapping[str, Any], folder: Path) -> None:
+    report.heading("Figures")
+    report.paragraph(
+        f"COCO protocol, at most {metrics['max_dets']} detections an image. AP is the mean over IoU thresholds from "
+        "0.50 to 0.95; small is under 32² pixels, large from 96² on. A dash: no object of that size."
+    )
+    kinds = (("masks", metrics["segm"]), ("boxes of the masks", metrics["bbox"]))
+    report.table(["", *FIGURES], [[name, *(_figure(kind[key]) for key in FIGURES.values())] for name, kind in kinds])
+    plots = [folder / name for name in ("precision_recall.png", "confusion.png")]
+    captions = ("Precision over recall", "Objects found, missed and invented")
+    report.pictures([Picture(p, c) for p, c in zip(plots, captions, strict=True)], plot=True)
 
 
 def _results(content: Mapping[str, Any], dataset: InstanceDataset) -> list[dict[str, Any]]:

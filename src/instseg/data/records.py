@@ -1,8 +1,9 @@
 """What a data set knows about an image before it is read."""
 
 import hashlib
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
@@ -112,6 +113,24 @@ class Records(Sequence[Record]):
     The methods here make every record; a sequence that knows better overrides them.
     """
 
+    @abstractmethod
+    def record(self, position: int) -> Record:
+        """The record at a position from ``-len(self)`` to ``len(self) - 1``."""
+
+    @overload
+    def __getitem__(self, position: int) -> Record: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[Record]: ...
+    def __getitem__(self, position: int | slice) -> Record | list[Record]:
+        if isinstance(position, slice):
+            return [self[i] for i in range(*position.indices(len(self)))]
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"record {position} of {len(self)}")
+        return self.record(position)
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[i] for i in range(len(self)))
+
     @property
     def sizes(self) -> IntArray:
         """(N, 2) H, W of each image as annotated."""
@@ -165,11 +184,7 @@ class ListedRecords(Records):
     def __len__(self) -> int:
         return len(self.records)
 
-    @overload
-    def __getitem__(self, position: int) -> Record: ...
-    @overload
-    def __getitem__(self, position: slice) -> Sequence[Record]: ...
-    def __getitem__(self, position: int | slice) -> Record | Sequence[Record]:
+    def record(self, position: int) -> Record:
         return self.records[position]
 
 
@@ -188,13 +203,7 @@ class ChosenRecords(Records):
     def __len__(self) -> int:
         return len(self.chosen)
 
-    @overload
-    def __getitem__(self, position: int) -> Record: ...
-    @overload
-    def __getitem__(self, position: slice) -> list[Record]: ...
-    def __getitem__(self, position: int | slice) -> Record | list[Record]:
-        if isinstance(position, slice):
-            return [self[i] for i in range(*position.indices(len(self)))]
+    def record(self, position: int) -> Record:
         record = self.records[int(self.chosen[position])]
         if self.labels is None:
             return record

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -111,16 +110,8 @@ class ShapesRecords(Records):
     def digest(self) -> str:
         return f"{self.config} {self.split} {self.size}"  # what is drawn follows from these
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.size))]
-        if not -self.size <= index < self.size:
-            raise IndexError(f"picture {index} of {self.size}")
-        return draw_picture(self.config, self.split, index % self.size).record
+    def record(self, position: int) -> Record:
+        return draw_picture(self.config, self.split, position % self.size).record
 
     def read(self, record: Record) -> Tensor:
         """The picture of a record, (3, H, W) uint8."""

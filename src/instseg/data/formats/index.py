@@ -2,10 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -173,21 +173,8 @@ class IndexedRecords(Records):
     def __len__(self) -> int:
         return len(self.images)
 
-    @overload
-    def __getitem__(self, position: int) -> Record: ...
-    @overload
-    def __getitem__(self, position: slice) -> list[Record]: ...
-    def __getitem__(self, position: int | slice) -> Record | list[Record]:
-        if isinstance(position, slice):
-            return [self[i] for i in range(*position.indices(len(self)))]
-        if self._kept is not None:
-            return self._kept[position]
-        if not -len(self) <= position < len(self):
-            raise IndexError(position)
-        return self.read(int(self.images[position]))
-
-    def __iter__(self) -> Iterator[Record]:
-        return (self[i] for i in range(len(self)))
+    def record(self, position: int) -> Record:
+        return self.read(int(self.images[position])) if self._kept is None else self._kept[position]
 
     def read(self, image: int, report: Report | None = None) -> Record:
         """The record of an image of the index; every defect of its annotations goes to ``report``."""

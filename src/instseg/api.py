@@ -23,8 +23,9 @@ def create_model(
         name: one of ``instseg.list_models()``.
         num_classes: number of classes; by default that of ``weights``, else 80.
         weights: a file that ``model.save`` or a training run wrote, a published ``.pth`` of another code base, or
-            the name of one; its configuration is used, too. Classes that it does not know start new. None:
-            random weights.
+            the name of one; its configuration is used, too, and with it what was frozen in its training. Classes that
+            it does not know start new, and so does what the model adds to that of the checkpoint, as SODAR does to
+            SOLO. None: random weights.
         backbone_weights: ``"imagenet"`` (through timm), a file, ``"auto"`` (ImageNet where cached or reachable
             within seconds), or None. With backbone weights the stem and the first stage are frozen and batch norms
             keep their statistics, as published; without, everything trains.

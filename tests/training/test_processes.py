@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,52 @@ def test_two_processes_measure_what_one_does(write_squares: Any, tmp_path: Path)
         ("box_ap", report["bbox"]["ap"]),
     ):
         assert float(row[name]) == float(f"{value:.6g}")
+
+
+def test_a_process_that_hangs_is_not_waited_for_half_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    import accelerate
+
+    from instseg.training.recipe import Recipe
+    from instseg.training.run import make_accelerator
+
+    asked: list[Any] = []
+    monkeypatch.setattr(accelerate, "Accelerator", lambda **fields: asked.append(fields))
+    make_accelerator(Recipe(device="cpu"))
+    (handler,) = asked[0]["kwargs_handlers"]
+    assert timedelta(minutes=30) <= handler.timeout <= timedelta(hours=2)  # scoring takes seconds
+
+
+PROGRAM = """
+import os, sys
+import torch.distributed as dist
+import instseg
+if sys.argv[1] == "the caller's":
+    dist.init_process_group("gloo")
+found = [
+    instseg.train(sys.argv[2], "solov2_r18", out=f"{sys.argv[3]}/{n}", device="cpu", workers=0, progress=False,
+                  batch=1, precision=precision, backbone="test_resnet", backbone_weights="none", fpn_channels=32,
+                  tower_channels=32, tower_convs=1, mask_hidden=32, mask_channels=16, grids=[8, 6],
+                  scale_ranges=[[1, 32], [16, 64]], input_short=64, epochs=1)
+    for n, precision in enumerate(["fp32", "bf16"])
+]
+assert [run["epochs"] for run in found] == [1, 1] and dist.is_initialized()
+dist.barrier()
+if sys.argv[1] == "the caller's":
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", ["the caller's", "the run's"])
+def test_one_launched_program_trains_twice(write_squares: Any, tmp_path: Path, group: str) -> None:
+    """Whether the processes know each other before the first run or not; what is the caller's stays the caller's."""
+    write_squares(tmp_path / "data", 4)
+    write_squares(tmp_path / "data", 2, splits=("val",), first=4)
+    (tmp_path / "go.py").write_text(PROGRAM)
+    call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    call += [str(tmp_path / "go.py"), group, str(tmp_path / "data"), str(tmp_path / "runs")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(call, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "destroy_process_group() was not called" not in done.stderr
+    assert all((tmp_path / "runs" / str(n) / "best.safetensors").exists() for n in range(2))

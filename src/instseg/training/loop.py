@@ -401,8 +401,7 @@ class Trainer:
 
     def _weights(self) -> "InstanceModel":
         """The model whose weights are evaluated and released: the averaged one where there is one."""
-        model: InstanceModel = self.model if self.average is None else self.average.module  # type: ignore[assignment]
-        return model
+        return self.model if self.average is None else self.average.module  # type: ignore[return-value]
 
     def _write(self, write: Callable[[], None]) -> None:
         if self.accelerator.is_main_process:

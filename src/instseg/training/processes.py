@@ -1,6 +1,7 @@
 """What the processes of a run say to each other beside the gradients."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,14 +14,19 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+# For a process that hangs; one that ends is noticed at once. The main one scores an evaluation alone: some seconds.
+LONGEST_WAIT = timedelta(hours=2)
+
+
+def end_group() -> None:
+    """The processes part, if they have not yet."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def mean_over(accelerator: "Accelerator") -> Callable[[Tensor], Tensor]:
     """The mean of a tensor over all processes, without gradient; every process has to ask for it."""
-
-    def mean(value: Tensor) -> Tensor:
-        found: Tensor = accelerator.reduce(value.detach(), "mean")
-        return found
-
-    return mean
+    return lambda value: accelerator.reduce(value.detach(), "mean")
 
 
 def same_buffers(module: nn.Module, accelerator: "Accelerator") -> None:

@@ -1,11 +1,11 @@
 """`instseg train`: from a data set and a recipe to a run folder."""
 
+import atexit
 import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from instseg.training.guards import TrainingInterrupted
 from instseg.training.loggers import RunLog
 from instseg.training.loop import Trainer
 from instseg.training.plan import Plan, new_folder, new_plan, resumed_folder, resumed_plan
+from instseg.training.processes import LONGEST_WAIT, end_group
 from instseg.training.recipe import Recipe, write_recipe
 from instseg.training.sampler import seed_of
 from instseg.weights.catalogue import CATALOGUE
@@ -246,8 +247,6 @@ def _fit(trainer: Trainer) -> dict[str, Any]:
         except OSError as error:
             log.line(f"warning: no curves in {folder / 'plots'}: {error.strerror}")
         log.line(f"done: weights in {folder / 'best.safetensors'}, curves in {folder / 'plots'}")
-    if accelerator.num_processes > 1:
-        accelerator.end_training()
     return {
         "folder": str(folder),
         "epochs": progress.epoch,
@@ -276,11 +275,12 @@ def make_accelerator(recipe: Recipe) -> "Accelerator":
     else:
         os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
     AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run of this Python may have set another
+    if launched and not torch.distributed.is_initialized():
+        atexit.register(end_group)  # it lasts as long as the program: a second run could not begin another
     return Accelerator(
         cpu=wanted.type == "cpu",
         mixed_precision="no" if recipe.precision == "fp32" else recipe.precision,
-        # the main process scores an evaluation alone while the others wait
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
     )
 
 

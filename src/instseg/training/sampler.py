@@ -1,23 +1,19 @@
 """The order of the images: a function of (seed, epoch), cut into batches that every process can work out alone."""
 
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.utils.data import DataLoader, Dataset
 
 from instseg.core.environment import cores
 from instseg.core.errors import InstsegError
-from instseg.data.batch import Batch, Sample, collate
-from instseg.data.dataset import InstanceDataset
-from instseg.data.workers import LoaderProcesses, Order
+from instseg.data.batch import Batch
+from instseg.data.dataset import InstanceDataset, Readable, collate_readable
+from instseg.data.workers import Reader
 
 if TYPE_CHECKING:
     from instseg.training.recipe import Recipe
-
-Loaded = Sample | InstsegError
 
 
 def seed_of(*position: int) -> int:
@@ -46,35 +42,6 @@ def epoch_batches(
     return [batches[i] for i in np.resize(order, -(-len(order) // group) * group)]
 
 
-class Readable(Dataset[Loaded]):
-    """A data set whose unreadable images come as the error itself.
-
-    An exception raised in a loader process would reach the user wrapped in a traceback; a value does not.
-    """
-
-    def __init__(self, data: InstanceDataset) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> Loaded:
-        try:
-            return self.data[index]
-        except InstsegError as error:
-            return error
-
-
-def _collate(loaded: list[Loaded]) -> Batch | InstsegError:
-    """A batch, or the first error among the samples: raising is left to the main process."""
-    samples = [item for item in loaded if not isinstance(item, InstsegError)]
-    return (
-        collate(samples)
-        if len(samples) == len(loaded)
-        else next(item for item in loaded if isinstance(item, InstsegError))
-    )
-
-
 def loader_processes(workers: int | None, processes: int) -> int:
     """``workers``, or by default one loader process a free core, at most four."""
     if workers is not None:
@@ -91,26 +58,15 @@ class EpochLoader:
 
     def __init__(self, data: InstanceDataset, recipe: "Recipe", processes: int, pin: bool) -> None:
         workers = loader_processes(recipe.workers, processes)
-        self._order = Order()
-        loader: DataLoader[Any] = DataLoader(
-            Readable(data),
-            batch_sampler=self._order,
-            num_workers=workers,
-            collate_fn=_collate,
-            pin_memory=pin,
-            persistent_workers=workers > 0,
-            generator=torch.Generator().manual_seed(0),  # leaves the global generator alone
-        )
-        self._loading = LoaderProcesses(loader)
+        self._reader = Reader(Readable(data), workers, collate_readable, pin)
 
     def batches(self, order: list[list[int]]) -> Generator[Batch]:
         """The given batches. Raises what a sample could not be read for."""
-        self._order.batches = order
-        for batch in self._loading.batches():
+        for batch in self._reader.batches(order):
             if isinstance(batch, InstsegError):
                 raise batch
             yield batch
 
     def close(self) -> None:
         """Ends the loader processes."""
-        self._loading.close()
+        self._reader.close()

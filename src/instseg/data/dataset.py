@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from instseg.core import rle as rle_codes
 from instseg.core.categories import Categories
-from instseg.core.errors import DataError, did_you_mean
+from instseg.core.errors import DataError, InstsegError, did_you_mean
 from instseg.core.target import MASKS, SHAPES, Need
 from instseg.data.batch import Batch, Sample, collate
 from instseg.data.images.read import ImageRule, read_image
@@ -236,6 +236,31 @@ class InstanceDataset(Dataset[Sample]):
             objects = [a for a in record.annotations if not a.crowd]
             return RawSample(image, objects, semantic, self.needs), record
         raise DataError(f"{self.name}: no image of split {self.split} can be read; check the files.")
+
+
+class Readable(Dataset[Sample | InstsegError]):
+    """A data set whose unreadable images come as the error itself.
+
+    An exception raised in a loader process would reach the user wrapped in a traceback; a value does not.
+    """
+
+    def __init__(self, data: InstanceDataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Sample | InstsegError:
+        try:
+            return self.data[index]
+        except InstsegError as error:
+            return error
+
+
+def collate_readable(loaded: list[Sample | InstsegError]) -> Batch | InstsegError:
+    """A batch, or the first error among the samples: raising is left to the main process."""
+    errors = [item for item in loaded if isinstance(item, InstsegError)]
+    return errors[0] if errors else collate([item for item in loaded if not isinstance(item, InstsegError)])
 
 
 def read_record(record: Record, rule: ImageRule | None = None) -> Tensor:

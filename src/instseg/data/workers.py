@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from instseg.core.stopping import STOP_SIGNALS
 
@@ -70,6 +70,48 @@ class LoaderProcesses:
                 if worker.is_alive():
                     worker.terminate()
                 worker.join(_PATIENCE)
+
+
+class Reader:
+    """Reads batches of a data set, one list of them after the other, in this process or in processes that live on.
+
+    The processes see each order, since it is handed to them batch by batch.
+
+    Args:
+        data: what is read.
+        workers: processes; 0 reads in this one.
+        collate: makes a batch of a list of items.
+        pin: put batches into page-locked memory.
+    """
+
+    def __init__(
+        self, data: Dataset[Any], workers: int, collate: Callable[[list[Any]], Any], pin: bool = False
+    ) -> None:
+        self._order = Order()
+        loader = loader_of(data, self._order, workers, collate, pin_memory=pin, persistent_workers=workers > 0)
+        self._processes = LoaderProcesses(loader)
+
+    def batches(self, order: list[list[int]]) -> Generator[Any]:
+        """The batches of an order. Where not all are asked for, the processes end, and the next order starts others."""
+        self._order.batches = order
+        try:
+            yield from self._processes.batches()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self._processes.close()
+
+
+def loader_of(
+    data: Dataset[Any], order: "Order", workers: int, collate: Callable[[list[Any]], Any], **more: bool
+) -> "DataLoader[Any]":
+    """torch's loader, which leaves the global generator of random numbers alone."""
+    generator = torch.Generator().manual_seed(0)
+    how: dict[str, Any] = {"num_workers": workers, "collate_fn": collate, "generator": generator, **more}
+    return DataLoader(data, batch_sampler=order, **how)
 
 
 class Order(Sampler[list[int]]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from instseg.core import rle
 from instseg.core.errors import DataError
 from instseg.core.instances import Instances
 from instseg.core.progress import progress_bar
-from instseg.data.workers import LoaderProcesses, Order, batches_of
+from instseg.data.workers import Order, Reader, batches_of, loader_of
 from instseg.model.pipeline import SCALES
 from instseg.model.ready import evaluating
 from instseg.results.rows import box_rows, coco_rows
@@ -59,27 +59,6 @@ class Share:
     gather: Callable[[Callable[[], list[Part]]], list[list[Part]]]
 
 
-class ImageReader:
-    """Reads the images of a data set for one evaluation after the other, in processes that live on between them."""
-
-    def __init__(self, dataset: InstanceDataset, workers: int) -> None:
-        self._order = Order()
-        self._processes = LoaderProcesses(_loader(dataset, self._order, workers, persistent=True))
-
-    def batches(self, order: list[list[int]]) -> Generator[Any]:
-        """The images of each batch with their ids. Where not all are asked for, the processes end."""
-        self._order.batches = order
-        try:
-            yield from self._processes.batches()
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Ends the processes; others are started where more is read."""
-        self._processes.close()
-
-
 def batches_of_share(images: int, batch: int, index: int = 0, count: int = 1) -> dict[int, list[int]]:
     """The batches of one process, by number: whole batches of those that one process alone would make.
 
@@ -99,16 +78,17 @@ def collect(
     progress: bool = False,
     tta: bool = False,
     share: Share | None = None,
-    reader: ImageReader | None = None,
+    reader: Reader | None = None,
 ) -> list[Part]:
     """What a model finds in a data set, or in one process' share of it; arguments as in :func:`collect_results`.
 
-    ``reader`` reads the images of the data set, in its own processes.
+    ``reader``, of :func:`image_reader`, reads the images in its own processes.
     """
     index, count = (0, 1) if share is None else (share.index, share.count)
     batches = batches_of_share(len(dataset), batch, index, count)
     order = list(batches.values())
-    images = batches_of(_loader(dataset, Order(order), workers)) if reader is None else reader.batches(order)
+    once = loader_of(_Images(dataset), Order(order), workers, list)
+    images = batches_of(once) if reader is None else reader.batches(order)
     parts = []
     find = partial(model.predict_batch, scales=SCALES) if tta else model.predict_batch
     with evaluating(model), closing(images) as loaded:
@@ -203,17 +183,9 @@ def _rows(found: Instances, image_id: int, category_ids: Sequence[int | None]) -
     return rows
 
 
-def _loader(
-    dataset: InstanceDataset, order: Order, workers: int, persistent: bool = False
-) -> torch.utils.data.DataLoader[Any]:
-    return torch.utils.data.DataLoader(
-        _Images(dataset),
-        batch_sampler=order,
-        num_workers=workers,
-        collate_fn=list,
-        persistent_workers=persistent and workers > 0,
-        generator=torch.Generator(),  # else every pass draws a seed from the global generator
-    )
+def image_reader(dataset: InstanceDataset, workers: int) -> Reader:
+    """What reads the images of a data set for one evaluation after the other."""
+    return Reader(_Images(dataset), workers, list)
 
 
 class _Images(torch.utils.data.Dataset[tuple[Tensor | DataError, int]]):

@@ -17,13 +17,14 @@ from instseg.core.environment import pick_device
 from instseg.core.errors import CheckpointError, ConfigError, DataError
 from instseg.core.files import make_writable
 from instseg.evaluation.best import best_of
-from instseg.evaluation.collect import ImageReader, Share, collect_results, collect_together, joined
+from instseg.evaluation.collect import Share, collect_results, collect_together, joined
 from instseg.metrics.coco import CocoMetrics, evaluate_coco
 from instseg.metrics.confusion import confusion_matrix
 
 if TYPE_CHECKING:
     from instseg.data.crowds import Crowd
     from instseg.data.dataset import InstanceDataset, OnError
+    from instseg.data.workers import Reader
     from instseg.model.instance_model import InstanceModel
 
 __all__ = ["collect_results", "evaluate", "match_categories", "score_results", "without_images"]
@@ -45,7 +46,7 @@ def evaluate(
     on_error: OnError = "raise",
     crowd: Crowd = "auto",
     share: Share | None = None,
-    reader: ImageReader | None = None,
+    reader: Reader | None = None,
 ) -> dict[str, Any]:
     """Mask and box AP of a model, COCO protocol, every image counted, also those without objects.
 
@@ -71,7 +72,7 @@ def evaluate(
             with a warning.
         crowd: what ``iscrowd`` means in a named data set: ``"auto"``, ``"ignore"`` or ``"object"``.
         share: of this process, where several evaluate together.
-        reader: of the images of ``data``, a data set that is evaluated again and again.
+        reader: of the images of ``data``, a data set that is evaluated again and again (:func:`image_reader`).
 
     Returns:
         the content of ``metrics.json`` (in another process than the first, nothing): ``segm``, for a model of masks,

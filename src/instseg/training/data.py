@@ -18,7 +18,7 @@ from instseg.data.holdout import KEY, LEAST_IMAGES, file_names, hold_out, make_r
 from instseg.data.images.read import ImageRule
 from instseg.data.open import data_path, open_dataset, splits
 from instseg.evaluation.best import Measured, measured
-from instseg.evaluation.collect import ImageReader
+from instseg.evaluation.collect import image_reader
 from instseg.evaluation.evaluate import evaluate
 from instseg.model.instance_model import InstanceModel
 from instseg.models.zoo import get_entry
@@ -192,7 +192,7 @@ def make_evaluate(
     match_categories(dataset.categories, images.categories)  # now rather than after the first epoch
     images.image_rule = dataset.image_rule
     images.on_error = "skip"  # an image that cannot be read costs itself and a warning, not the AP of the epoch
-    reader = ImageReader(images, loader_processes(recipe.workers, accelerator.num_processes))
+    reader = image_reader(images, loader_processes(recipe.workers, accelerator.num_processes))
     stack.callback(reader.close)
     share = share_of(accelerator, stop)
 

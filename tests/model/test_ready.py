@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import instseg
@@ -171,6 +173,21 @@ def test_an_average_of_a_trained_model_predicts() -> None:
     step(model)
     average.update_parameters(model)
     average.module.eval().predict(IMAGE)
+
+
+def test_a_model_that_a_wrapper_of_processes_trains_predicts() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = build()
+        parallel = DistributedDataParallel(model, find_unused_parameters=model.net.may_leave_unused)
+        losses_of(parallel)
+        assert not model.has_weights
+        optimizer = torch.optim.SGD(parallel.parameters(), 0.01)
+        losses_of(parallel).backward()
+        optimizer.step()
+        model.eval().predict(IMAGE)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_moving_a_model_is_no_training() -> None:

@@ -1,4 +1,4 @@
-"""Matrix NMS beside Hard, Soft and Fast NMS on 500 masks of 200 x 336 pixels (SOLO, table 5e), one thread.
+"""Matrix NMS beside Hard, Soft and Fast NMS on 500 masks of 200 x 336 pixels (SOLO (journal), table 5e), one thread.
 
 Every method gets the same masks of one class; its time is given without and with the IoU matrix, which all share. The
 IoU matrix is counted on packed bits and, for comparison, by the product of float matrices. Matrix NMS is also compared

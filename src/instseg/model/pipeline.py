@@ -14,7 +14,7 @@ from instseg.model.preprocess import Preprocess
 from instseg.model.tiles.tiles import merge_tiles, tile_views
 from instseg.models.base import Found, Fuses, ImageBatch, Net
 
-# Multi-scale testing: SOLO (journal) section 4.5 and table 6d. Short sides of 600, 800 and 1000 pixels for a model
+# Multi-scale testing: SOLO (journal) section 4.3 and table 6d. Short sides of 600, 800 and 1000 pixels for a model
 # that is tested at 800; the results of all scales pass the model's NMS once more.
 SCALES = (0.75, 1.0, 1.25)
 # Parts of one image that pass the network together.

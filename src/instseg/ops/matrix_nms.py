@@ -34,11 +34,11 @@ def matrix_nms(
     overlap = torch.triu(iou.float(), diagonal=1)  # row i scores better than column j
     if not class_agnostic:
         overlap = overlap * (labels[:, None] == labels[None, :])
-    # How likely the better mask i is itself suppressed: its largest overlap with one better still.
+    # Equation (8), how likely the better mask i is itself suppressed: its largest overlap with one better still.
     compensation = overlap.max(dim=0).values[:, None]
     if kernel == "gaussian":
-        decay = torch.exp(sigma * (compensation**2 - overlap**2))  # equation (8) as one exponential
+        decay = torch.exp(sigma * (compensation**2 - overlap**2))  # the ratio of equation (9) as one
     else:
         # Of three identical masks the second and third have a compensation of one: 0 / 0.
         decay = (1 - overlap) / (1 - compensation).clamp(min=1e-6)
-    return scores * decay.min(dim=0).values  # equation (9)
+    return scores * decay.min(dim=0).values  # the minimum of equation (9)

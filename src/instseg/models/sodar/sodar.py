@@ -122,7 +122,8 @@ class SODAR(GridNet[SODAROutputs]):
 
     @classmethod
     def host_fields(cls, config: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
-        """As :class:`~instseg.models.base.Extends`. A host without a pyramid (table 4a) has one level, this one all."""
+        """As :class:`~instseg.models.base.Extends`. A host without a pyramid (SOLO's table 4a) has one
+        level, this one all."""
         fields = _host_fields(SODARConfig, config, named)
         single = () if config["pyramid"] else ("pyramid", "grids", "scale_ranges")
         return {key: value for key, value in fields.items() if key not in single}
@@ -254,7 +255,7 @@ class SODARSOLOv2(GridNet[SODARSOLOv2Outputs]):
     @classmethod
     def host_fields(cls, config: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
         """As :class:`~instseg.models.base.Extends`. The branches are SOLOv2's own, not the released ones; of several
-        maps a mask (table 6c) or features of each level (table 5c) there is one."""
+        maps a mask (SOLO's table 6c) or features of each level (table 5c) there is one."""
         fields = _host_fields(SODARSOLOv2Config, config, named)
         return {**fields, "base": "solov2", "mask_groups": 1, "mask_feature": "unified"}
 

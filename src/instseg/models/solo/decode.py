@@ -1,6 +1,8 @@
 """From scores of cells to objects: Wang et al., "SOLO: A Simple Framework for Instance Segmentation", TPAMI 2021,
 https://arxiv.org/abs/2106.15947 ("SOLO (journal)"), section 3.3.3 (inference) and 3.3.4 (Matrix NMS).
 
+Point NMS and the least area are the released code's alone; the least score after NMS and the cap, which the paper leaves
+open, have its values.
 Cells that hold no candidate are never made into masks."""
 
 from collections.abc import Sequence
@@ -133,7 +135,7 @@ def _voted(soft_masks: ImageMasks, cells: Tensor, soft: Tensor | None, votes: Te
 
 
 def fuse(c: GridSettings, parts: Sequence[Instances], size: tuple[int, int]) -> Instances:
-    """Several results for one image as one (section 4.5, multi-scale testing): NMS over all of them on maps of
+    """Several results for one image as one (section 4.3, multi-scale testing): NMS over all of them on maps of
     ``size``, threshold and cap."""
     scores, labels = torch.cat([p.scores for p in parts]), torch.cat([p.labels for p in parts])
     order = scores.argsort(descending=True, stable=True)

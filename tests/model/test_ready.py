@@ -196,6 +196,7 @@ def test_moving_a_model_is_no_training() -> None:
     model.to(memory_format=torch.channels_last)
     model.double().float()
     assert refused(model)
+    copy.deepcopy(build().to("meta"))  # has no values at all
 
 
 # --- modes ------------------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ class Learned:
 
 def _extremes(net: nn.Module) -> Tensor:
     """(parameters, 2) on the CPU."""
-    found = [torch.stack(p.detach().aminmax()).float() for p in net.parameters() if p.numel()]
+    found = [torch.stack(p.detach().aminmax()).float() for p in net.parameters() if p.numel() and not p.is_meta]
     return torch.stack(found).cpu() if found else torch.zeros(0, 2)
 
 

@@ -1,12 +1,13 @@
-"""Suppression of masks that find the same object: Matrix NMS and those it is compared with (SOLO, table 5e).
+"""Suppression of masks that find the same object: Matrix NMS and those it is compared with (SOLO (journal), table 5e).
 
-All take masks in descending order of their scores with the IoU of every pair, and give the scores anew: lowered, or
-zero where a mask is dropped.
+All take masks in descending order of their scores with the IoU of every pair, and return new scores: lowered, or zero
+where a mask is dropped.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,17 +65,17 @@ def select_top(
 
 
 def fast_nms(scores: Tensor, overlap: Tensor, threshold: float = 0.5) -> Tensor:
-    """Drops what overlaps any better mask, also one that is itself dropped (YOLACT, section 3.3).
+    """Drops what overlaps any better mask, also one that is itself dropped (YOLACT's Fast NMS).
 
     ``overlap`` (N, N) holds the IoU with better masks above its diagonal and zeros elsewhere, here and below.
     """
-    return scores * (overlap.max(dim=0).values <= threshold)
+    return scores * ~(overlap > threshold).any(dim=0)
 
 
 def hard_nms(scores: Tensor, overlap: Tensor, threshold: float = 0.5) -> Tensor:
     """Greedy: drops what overlaps a better mask that was kept."""
     hits = (overlap > threshold).cpu().numpy()
-    dropped = hits[0] & False
+    dropped = np.zeros(len(hits), dtype=bool)
     for i in range(len(hits)):
         if not dropped[i]:
             dropped |= hits[i]
@@ -91,11 +92,9 @@ def soft_nms(
     iou = (overlap + overlap.T).cpu()
     factor = torch.exp(-sigma * iou**2) if kernel == "gaussian" else torch.where(iou > threshold, 1 - iou, 1.0)
     factors, left = factor.double().numpy(), scores.detach().cpu().double().numpy().copy()
-    done = left.copy()
+    done, waiting = left.copy(), np.ones(len(left), dtype=bool)
     for _ in range(len(left)):
-        best = int(left.argmax())
-        done[best] = left[best]
+        best = int(np.where(waiting, left, -np.inf).argmax())
+        done[best], waiting[best] = left[best], False
         left *= factors[best]
-        left[left < 0] = -1.0  # those that were taken stay out
-        left[best] = -1.0
     return torch.from_numpy(done).to(scores)

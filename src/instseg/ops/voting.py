@@ -30,4 +30,6 @@ def vote_weights(
     voters[torch.arange(len(chosen), device=chosen.device), chosen] = True
     weights = {"average": torch.ones_like(overlap), "score": scores.expand_as(overlap), "iou": overlap}[scheme]
     weights = torch.where(voters, weights, 0.0).float()
-    return weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    own = weights.gather(1, chosen[:, None]).clamp(min=torch.finfo(torch.float32).tiny)  # where no vote counts anything
+    weights = weights.scatter(1, chosen[:, None], own)
+    return weights / weights.sum(dim=1, keepdim=True)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from instseg.core.categories import Categories
 from instseg.core.errors import DataError
-from instseg.core.rendering.render import encode_window
+from instseg.core.masks import Masks
 from instseg.data.dataset import InstanceDataset, collate, ground_truth
 from instseg.data.open import open_dataset, splits
 from instseg.data.transforms.augment import Augment, build_transform
@@ -314,11 +314,8 @@ def test_no_mask_of_image_size_is_kept_in_memory(tmp_path: Path) -> None:
     from instseg.data.records import Annotation, Record
 
     height, width = 3000, 4000
-    codes = [
-        encode_window(np.ones((40, 40)), y, x, (height, width))
-        for y in range(0, 3000, 200)
-        for x in range(0, 4000, 200)
-    ]
+    places = [(y, x, torch.ones(40, 40)) for y in range(0, 3000, 200) for x in range(0, 4000, 200)]
+    codes = Masks.from_pieces(places, (height, width)).rle()
     annotations = tuple(Annotation(i + 1, 0, code, (0, 0, 1, 1), 1.0) for i, code in enumerate(codes))
     record = Record(1, None, height, width, annotations, "big.png")
     blank = torch.zeros(3, height, width, dtype=torch.uint8)

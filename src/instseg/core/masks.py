@@ -9,7 +9,7 @@ from torch import Tensor
 
 from instseg.core import rle as rle_codes
 from instseg.core.errors import DataError
-from instseg.core.geometry import InputGeometry, mask_extents
+from instseg.core.geometry import InputGeometry
 from instseg.core.rendering import render
 from instseg.core.rendering.render import Polygon, Soft
 from instseg.core.rendering.taps import Layout
@@ -20,10 +20,10 @@ class Masks:
     """M soft masks with their places in an image of ``image_size`` (H, W).
 
     A mask is a whole map of a network, a small window in a box, or already has the image's size; one ``Masks`` may
-    hold all three. Of each only the part is kept in which it is at least ``floor``. Everything else is rendered when
-    asked for, block by block, so that memory grows neither with ``M x H x W`` nor with ``M x h x w``. A pixel is
-    foreground where the rendered value is above ``threshold``, in a window also where it equals it; the result is
-    that of the dense rendering (enlarge, cut the padding, resize, threshold), pixel by pixel.
+    hold all three. Of each only the part is kept in which it is at least ``floor``, or that its foreground needs.
+    Everything else is rendered when asked for, block by block, so that memory grows neither with ``M x H x W`` nor with
+    ``M x h x w``. A pixel is foreground where the rendered value is above ``threshold``, in a window also where it
+    equals it; the result is that of the dense rendering (enlarge, cut the padding, resize, threshold), pixel by pixel.
     """
 
     def __init__(self, kept: Soft) -> None:
@@ -49,7 +49,7 @@ class Masks:
             soft: (M, h, w) float in [0, 1]; they are enlarged by ``stride`` (bilinear) and cut to ``size``.
             size: (H, W) of the input without padding.
             stride: pixels of the input for each cell.
-            threshold: a pixel is foreground above it, in [0, 1).
+            threshold: a pixel is foreground above it, in [0, 1].
             floor: soft values below it are kept only inside the window of larger ones; :meth:`soft` is exact to
                 ``floor``, everything that is thresholded is exact.
             aligned: enlarge with aligned corners, shifted by half a stride, as CondInst does; else with half-pixel
@@ -75,7 +75,7 @@ class Masks:
             boxes: (M, 4) float xyxy, the box that each window fills, in pixels of the input; may reach over it. One
                 without extent holds no pixel.
             size: (H, W) of the input without padding.
-            threshold: a pixel is foreground at it and above, in (0, 1].
+            threshold: a pixel is foreground at it and above, in [0, 1]; at 0 that is the whole image.
             floor: as in :meth:`from_maps`.
         """
         groups: dict[tuple[int, int], list[int]] = {}
@@ -133,14 +133,14 @@ class Masks:
         floor: float,
         boxes: Tensor | None = None,
     ) -> "Masks":
-        """Dense values (M_k, h_k, w_k) of each layout; of each mask the part that is at least ``floor`` is kept."""
+        """Dense values (M_k, h_k, w_k) of each layout; of each mask a part is kept."""
         values: list[Tensor] = []
         windows: list[Tensor] = []
         foreground: list[Tensor] = []
-        for soft, layout in zip(stacks, layouts, strict=True):
-            kept_cells = soft >= floor if floor <= threshold else (soft >= floor) | (soft > threshold)
-            windows.append(mask_extents(kept_cells).cpu())
-            foreground.append(mask_extents(soft >= threshold if layout.boxed else soft > threshold).cpu())
+        for soft in stacks:
+            inner, kept_part = render.parts_of(soft, threshold, floor)
+            foreground.append(inner.cpu())
+            windows.append(kept_part.cpu())
             values += [soft[i, y0:y1, x0:x1].reshape(-1) for i, (x0, y0, x1, y1) in enumerate(windows[-1].tolist())]
         device = stacks[0].device if stacks else torch.device("cpu")
         none = torch.zeros(0, 4, dtype=torch.int64)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from instseg.core import rle as rle_codes
+from instseg.core.geometry import mask_extents
 from instseg.core.rendering.taps import FloatArray, IntArray, Layout, Taps, box_taps, reached
 from instseg.core.rle import RLE, BoolArray
 
@@ -24,6 +25,8 @@ from instseg.core.rle import RLE, BoolArray
 BLOCK = 512
 # Pixels of windows' sides whose taps are made at a time.
 _SIDES = 1 << 20
+# A pixel samples three neighboring cells of an axis, at most.
+_REACH = 2
 # A window's values reach so far beyond where arithmetic without rounding has them, pixels.
 _SLACK = 0.05
 
@@ -63,6 +66,23 @@ class Soft:
         return ends
 
 
+def parts_of(soft: Tensor, threshold: float, floor: float) -> tuple[Tensor, Tensor]:
+    """The parts of soft values (M, h, w) that can be foreground, and those that have to be kept, (M, 4) xyxy each.
+
+    Kept are values of at least ``floor`` and, so that thresholding is exact, whatever shares a pixel with a cell that
+    can be foreground.
+    """
+    # Weights that sum to one but for rounding may lift a value to the threshold.
+    cells = (soft > 0) & (soft >= threshold * (1 - 1e-5))
+    inner, kept = mask_extents(cells), mask_extents(cells | (soft >= floor))
+    if floor > torch.finfo(torch.float32).tiny:  # else everything but zeros is kept already
+        low = (inner[:, :2] - _REACH).clamp(min=0)
+        high = torch.minimum(inner[:, 2:] + _REACH, inner.new_tensor([soft.shape[2], soft.shape[1]]))
+        around = torch.cat([torch.minimum(kept[:, :2], low), torch.maximum(kept[:, 2:], high)], dim=1)
+        kept = torch.where(inner.any(dim=1, keepdim=True), around, kept)
+    return inner, kept
+
+
 def encode(soft: Soft) -> list[RLE]:
     """The code of each mask at image size."""
     values = soft.values.cpu().numpy()
@@ -72,6 +92,9 @@ def encode(soft: Soft) -> list[RLE]:
     edges: list[IntArray] = []
     for ids in _chunks(extents):
         for i, axes in zip(ids, _axes(soft, ids, extents[ids]), strict=True):
+            if soft.threshold <= 0 and soft.layouts[which[i]].boxed:  # also what lies outside reaches it
+                edges.append(np.array([0, height * soft.image_size[1]]))
+                continue
             top, bottom, left, right = extents[i].tolist()
             x0, y0, x1, y1 = windows[i].tolist()
             cells = values[ends[i] : ends[i + 1]].reshape(y1 - y0, x1 - x0)
@@ -86,16 +109,6 @@ def encode(soft: Soft) -> list[RLE]:
                     strips.append(_edges(inside, top, left + columns.start, height))
             edges.append(_joined(strips))
     return rle_codes.from_edges(edges, soft.image_size)
-
-
-def encode_window(window: npt.NDArray[Any], top: int, left: int, size: tuple[int, int]) -> RLE:
-    """The code of a mask of ``size`` (H, W) that is ``window`` (h, w) at row ``top``, column ``left``, zero elsewhere.
-
-    Costs time and memory of the window, whatever the image's size.
-    """
-    inside = np.zeros((window.shape[1], window.shape[0] + 1), dtype=bool)
-    inside[:, :-1] = (window != 0).T
-    return rle_codes.from_edges([_joined([_edges(inside, top, left, size[0])])], size)[0]
 
 
 def dense(soft: Soft) -> Tensor:

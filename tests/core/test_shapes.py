@@ -5,13 +5,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instseg.core import rle as rle_codes
 from instseg.core.crop import CropTransform, crop_masks
 from instseg.core.shapes import Outline, Shapes
-from instseg.ops.resize import downsample_masks
 
 RING = np.array([[4.0, 3.0], [28.5, 5.0], [25.0, 22.0], [6.0, 18.5]])
 SIZE = (30, 40)
@@ -23,10 +23,20 @@ def outline(ring: np.ndarray = RING, size: tuple[int, int] = SIZE) -> Outline:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 999), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 2, 4, 8]))
-def test_at_a_stride_they_are_what_the_losses_compared_with(seed: int, h: int, w: int, stride: int) -> None:
-    masks = (torch.rand(3, h, w, generator=torch.Generator().manual_seed(seed)) < 0.5).to(torch.uint8)
-    assert torch.equal(Shapes.from_masks(masks).at_stride(stride), downsample_masks(masks, stride))
+@given(st.integers(0, 999), st.integers(1, 6), st.integers(1, 6), st.sampled_from([1, 2, 4, 8, 16]))
+def test_at_a_stride_they_are_what_bilinear_resizing_and_rounding_makes_of_them(
+    seed: int, h: int, w: int, stride: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    masks = (torch.rand(3, h * stride, w * stride, generator=draw) < 0.5).to(torch.uint8)
+    expected = F.interpolate(masks[None].float(), scale_factor=1 / stride, mode="bilinear")[0] >= 0.5
+    assert torch.equal(Shapes.from_masks(masks).at_stride(stride).bool(), expected)
+    assert torch.equal(Shapes.from_masks(masks.bool()).at_stride(stride).bool(), expected)
+
+
+def test_sides_that_no_stride_divides_are_padded_with_zeros() -> None:
+    shapes = Shapes.from_masks(torch.ones(1, 7, 9, dtype=torch.uint8))
+    assert shapes.at_stride(4).tolist() == [[[1, 1, 0], [1, 1, 0]]]
 
 
 def test_a_matte_at_a_stride_is_a_mean_and_not_rounded() -> None:

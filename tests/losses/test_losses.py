@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from instseg.losses.dice import dice_loss
@@ -33,3 +34,24 @@ def test_the_focal_loss_is_the_formula_over_positives_plus_one():
     negative = -0.75 * p**2 * (1 - p).log()
     expected = (hot * positive + (1 - hot) * negative).sum() / (2 + 1)
     torch.testing.assert_close(category_focal_loss(logits, labels, 2), expected)
+
+
+def test_dice_of_a_matte_against_itself_is_nearly_zero_and_more_for_any_other():
+    matte = torch.linspace(0, 1, 4096).view(1, 64, 64)
+    own = dice_loss(matte, matte)
+    assert 0 <= own < 1e-5
+    for other in (matte**2, matte.sqrt(), (matte > 0.5).float(), 0.9 * matte):
+        assert dice_loss(other, matte) > own
+    p = torch.tensor([[[0.2, 0.7]]])
+    q = torch.tensor([[[0.5, 0.25]]])
+    expected = 1 - 2 * (0.1 + 0.175) / (0.04 + 0.49 + 0.25 + 0.0625 + 2e-3)
+    torch.testing.assert_close(dice_loss(p, q), torch.tensor([expected]))
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.float32, torch.float64])
+def test_dice_of_binary_masks_is_what_it_was_bit_for_bit(kind):
+    draw = torch.Generator().manual_seed(1)
+    p, q = torch.rand(5, 37, 41, generator=draw), torch.rand(5, 37, 41, generator=draw) < 0.3
+    a, b = p.flatten(1), q.flatten(1).float()
+    expected = 1 - 2 * (a * b).sum(dim=1) / ((a * a).sum(dim=1) + b.sum(dim=1) + 2e-3)
+    assert torch.equal(dice_loss(p, q.to(kind)), expected)

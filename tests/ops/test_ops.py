@@ -14,7 +14,7 @@ from instseg.ops.mask_iou import mask_iou
 from instseg.ops.matrix_nms import matrix_nms
 from instseg.ops.nms import NMSOptions, nms, select_top
 from instseg.ops.point_nms import point_nms
-from instseg.ops.resize import downsample_masks, resize
+from instseg.ops.resize import resize
 
 
 def test_coordinates_run_from_minus_one_to_one_x_before_y():
@@ -28,18 +28,6 @@ def test_coordinates_run_from_minus_one_to_one_x_before_y():
 def test_halving_an_even_map_is_average_pooling():
     x = torch.rand(1, 2, 8, 12)
     torch.testing.assert_close(resize(x, (4, 6)), F.avg_pool2d(x, 2))
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.sampled_from([2, 4, 8, 16]), st.integers(1, 5), st.integers(1, 5), st.integers(0, 999))
-def test_masks_are_downsampled_as_bilinear_resizing_and_rounding_does(stride, h, w, seed):
-    masks = (torch.rand(2, h * stride, w * stride, generator=torch.Generator().manual_seed(seed)) > 0.5).to(torch.uint8)
-    expected = F.interpolate(masks[None].float(), scale_factor=1 / stride, mode="bilinear")[0] >= 0.5
-    assert torch.equal(downsample_masks(masks, stride).bool(), expected)
-
-
-def test_sides_that_no_stride_divides_are_padded_with_zeros():
-    assert downsample_masks(torch.ones(1, 7, 9, dtype=torch.uint8), 4).tolist() == [[[1, 1, 0], [1, 1, 0]]]
 
 
 def test_a_score_survives_where_no_upper_or_left_neighbor_is_larger():

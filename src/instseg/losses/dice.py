@@ -9,7 +9,7 @@ def dice_loss(probabilities: Tensor, targets: Tensor, eps: float = 1e-3) -> Tens
 
     Args:
         probabilities: (P, h, w) in [0, 1].
-        targets: (P, h, w), 0 or 1, any type.
+        targets: (P, h, w) in [0, 1], any type: masks or mattes. A mask or matte against itself costs 0 but for eps.
         eps: added to each of the two sums of squares, nothing to the numerator: a target without pixels costs 1.
 
     Returns:
@@ -19,5 +19,5 @@ def dice_loss(probabilities: Tensor, targets: Tensor, eps: float = 1e-3) -> Tens
     q = targets.flatten(1).to(torch.float32)
     with torch.autocast(p.device.type, enabled=False):
         overlap = (p * q).sum(dim=1)
-        loss: Tensor = 1 - 2 * overlap / ((p * p).sum(dim=1) + q.sum(dim=1) + 2 * eps)  # q^2 = q
+        loss: Tensor = 1 - 2 * overlap / ((p * p).sum(dim=1) + (q * q).sum(dim=1) + 2 * eps)
     return loss

@@ -1,4 +1,4 @@
-"""Pixel-wise losses of masks, the alternatives to dice of SOLO (journal) table 4c."""
+"""Pixel-wise losses of masks, the alternatives to dice of SOLO (journal) section 4.2.1 and table 4c."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ def bce_loss(probabilities: Tensor, targets: Tensor, positive_weight: float = 2.
 
     Args:
         probabilities: (P, h, w) in [0, 1].
-        targets: (P, h, w), 0 or 1, any type.
+        targets: (P, h, w), 0 or 1, any type. Of a matte this is a loss, too, but not least at the matte itself, as
+            :func:`~instseg.losses.dice.dice_loss` is.
         positive_weight: the paper's is 2.
 
     Returns:

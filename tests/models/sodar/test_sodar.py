@@ -15,7 +15,6 @@ from instseg.models.solo.decode import ImageMasks
 from instseg.models.solo.solo import SOLO, cell_maps
 from instseg.models.zoo import build_config
 from instseg.nn.aggregation import MultiLevelContext, conv_at
-from instseg.ops.resize import downsample_masks
 
 NARROW = {
     "num_classes": 2,
@@ -170,7 +169,7 @@ def test_the_two_stage_loss_teaches_the_cells_own_representation(host):
     for level, m in enumerate(net.maps):
         at = (found.cells >= m.first) & (found.cells < m.last)
         p = net.representations(outputs, 0, level, found.cells[at] - m.first).sigmoid()
-        expected.append(dice_loss(p, downsample_masks(given.masks, m.stride)[found.objects[at]]))
+        expected.append(dice_loss(p, given.shapes.at_stride(m.stride)[found.objects[at]]))
     torch.testing.assert_close(losses["loss_representation"], 3 * torch.cat(expected).mean())
     plain = build(host).train()
     plain.load_state_dict(net.state_dict())

@@ -12,7 +12,7 @@ from instseg.models.base import ImageBatch, Step, Target
 from instseg.models.config import ModelConfig
 from instseg.models.solo.decoupled_solo import DecoupledSOLO, DecoupledSOLOConfig
 from instseg.models.solo.solo import SOLO, SOLOConfig, aligned
-from instseg.models.solo.solov2 import SOLOv2, SOLOv2Config, semantic_labels, semantic_loss
+from instseg.models.solo.solov2 import SOLOv2, SOLOv2Config, class_masks, dynamic_loss, semantic_labels, semantic_loss
 from instseg.nn.backbone import Backbone
 from instseg.nn.deform import DeformConv2d
 
@@ -112,6 +112,61 @@ def test_the_semantic_branch_learns_the_smallest_object_and_is_gone_in_evaluatio
     torch.testing.assert_close(semantic_loss(logits, labels[None]), whole)
     assert "loss_semantic" in trains_and_predicts(net)
     assert net(ImageBatch.of(torch.randn(1, 3, 64, 96))).semantic is None
+
+
+def test_the_semantic_branch_can_learn_every_class_of_a_pixel():
+    masks = torch.zeros(3, 60, 90, dtype=torch.uint8)
+    masks[0, :32, :32], masks[1, :8, :8], masks[2, 16:40, 16:90] = 1, 1, 1
+    target = Target((60, 90), torch.tensor([1, 0, 1]), torch.zeros(3, 4), Shapes.from_masks(masks))
+    merged = class_masks(target, (16, 24), 2)
+    expected = torch.zeros(2, 16, 24)
+    expected[0, :2, :2] = 1  # both classes
+    expected[1, :8, :8] = 1  # two objects of one class are merged
+    expected[1, 4:10, 4:22] = 1
+    assert torch.equal(merged, expected)
+    logits = torch.randn(1, 2, 16, 24, generator=torch.Generator().manual_seed(0))
+    whole = sigmoid_focal_loss(logits, expected[None], reduction="sum") / expected.sum()
+    torch.testing.assert_close(semantic_loss(logits, merged[None]), whole)
+    losses = []
+    for multi_label in (False, True):
+        torch.manual_seed(0)
+        net = SOLOv2(SOLOv2Config(**DYNAMIC, semantic_weight=2.0, multi_label=multi_label)).train()
+        outputs = net(ImageBatch.of(torch.ones(1, 3, 64, 96)))
+        losses.append(net.loss(outputs, [target], Step()).losses)
+        labels = semantic_labels(target, outputs.size, 2) if not multi_label else class_masks(target, outputs.size, 2)
+        torch.testing.assert_close(losses[-1]["loss_semantic"], 2 * semantic_loss(outputs.semantic, labels[None]))
+    assert losses[0]["loss_semantic"] != losses[1]["loss_semantic"]
+    torch.testing.assert_close(losses[0]["loss_mask"], losses[1]["loss_mask"])
+    none = Target((60, 90), target.labels[:0], torch.zeros(0, 4), Shapes.from_masks(masks[:0]))
+    assert not class_masks(none, (16, 24), 2).any()
+
+
+def test_semantic_labels_of_mattes_are_those_of_their_halves():
+    matte = torch.zeros(2, 16, 16)
+    matte[0], matte[1, :8] = 0.6, 0.4
+    target = Target((16, 16), torch.tensor([0, 1]), torch.zeros(2, 4), Shapes.from_masks(matte))
+    assert semantic_labels(target, (4, 4), 2).eq(0).all()
+    assert class_masks(target, (4, 4), 2).sum((1, 2)).tolist() == [16, 0]
+
+
+def test_a_matte_is_learned_as_a_matte():
+    """The loss compares with the mean of a block, not with zero or one."""
+    matte = torch.full((1, 64, 96), 0.25)
+    matte[0, :32] = 0.75
+    target = Target((64, 96), torch.tensor([0]), torch.tensor([[0.0, 0.0, 96.0, 64.0]]), Shapes.from_masks(matte))
+    net = SOLOv2(SOLOv2Config(**DYNAMIC)).train()
+    outputs = net(ImageBatch.of(torch.ones(1, 3, 64, 96)))
+    found = net.assign(target, (64, 96))
+    quarter = matte[:, ::4, ::4]
+    terms = dynamic_loss(
+        net.config,
+        outputs,
+        [target],
+        [found],
+        {"loss_mask": lambda image, level, cells: quarter.expand(len(cells), -1, -1)},
+        Step(),
+    )
+    assert len(found.cells) > 0 and 0 <= float(terms.losses["loss_mask"]) < 0.01
 
 
 def test_mask_losses_are_torchs_on_logits():

@@ -30,10 +30,12 @@ class Assignment:
 
 
 def mass_centers(masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Centers of mass (x, y) in pixel indices and areas, each (N,) float32, of masks (N, h, w) uint8 or bool."""
+    """Centers of mass (x, y) in pixel indices and areas, each (N,) float32, of masks (N, h, w) uint8 or bool, or
+    mattes, float."""
     h, w = masks.shape[-2:]
-    rows = masks.sum(dim=2, dtype=torch.int32).float()
-    columns = masks.sum(dim=1, dtype=torch.int32).float()
+    kind = torch.float32 if masks.is_floating_point() else torch.int32
+    rows = masks.sum(dim=2, dtype=kind).float()
+    columns = masks.sum(dim=1, dtype=kind).float()
     areas = rows.sum(dim=1)
     safe = areas.clamp(min=1)
     x = (columns * torch.arange(w, device=masks.device)).sum(dim=1) / safe
@@ -58,7 +60,7 @@ def assign_cells(
 
     Args:
         boxes: (N, 4) float xyxy in pixels of the network input.
-        masks: (N, h, w) uint8 or bool at the size of the network input without padding.
+        masks: (N, h, w) uint8 or bool, or mattes, at the size of the network input without padding.
         padded: (H, W) of the padded batch; the grid is laid over it.
         grids: S of each level.
         scale_ranges: (low, high) of each level, pixels.

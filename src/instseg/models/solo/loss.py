@@ -1,5 +1,5 @@
 """The loss of the SOLO family: Wang et al., "SOLO: A Simple Framework for Instance Segmentation", TPAMI 2021,
-https://arxiv.org/abs/2106.15947 ("SOLO (journal)"), section 3.3."""
+https://arxiv.org/abs/2106.15947 ("SOLO (journal)"), section 3.3.2."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -13,7 +13,6 @@ from instseg.models.base import LossTerms, Step, Target
 from instseg.models.solo.assign import Assignment
 from instseg.models.solo.config import GridConfig
 from instseg.models.solo.grids import CellMasks, LevelSpec
-from instseg.ops.resize import downsample_masks
 
 
 def grid_loss(
@@ -26,7 +25,7 @@ def grid_loss(
     step: Step,
     normalizer: Literal["masks", "cells"] = "masks",
 ) -> LossTerms:
-    """Equation (4): the focal loss of the categories and the weighted loss of the masks.
+    """Equations (4) to (7): the focal loss of the categories and the weighted loss of the masks.
 
     Args:
         config: the losses' weights and kinds.
@@ -82,7 +81,8 @@ def _mask_losses(
         for name, masks_of in supervised_masks.items():
             p = masks_of(image, level, assignment.cells[inside] - m.first)
             if m.stride not in smaller:
-                smaller[m.stride] = _padded(downsample_masks(target.masks, m.stride), (p.shape[1], p.shape[2]))
+                assert target.shapes is not None  # they have been assigned by their masks
+                smaller[m.stride] = _padded(target.shapes.at_stride(m.stride), (p.shape[1], p.shape[2]))
             q = smaller[m.stride][assignment.objects[inside]]
             found.append((name, mask_loss(kind, p, q)))
     return found

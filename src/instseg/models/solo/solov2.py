@@ -4,7 +4,7 @@ NeurIPS 2020, https://arxiv.org/abs/2003.10152.
 Sections, equations and tables are those of the journal version, "SOLO (journal)": Xinlong Wang, Rufeng Zhang, Chunhua
 Shen, Tao Kong, Lei Li, "SOLO: A Simple Framework for Instance Segmentation", TPAMI 2021,
 https://arxiv.org/abs/2106.15947. This is its Dynamic SOLO, section 3.2.3, with Decoupled Dynamic SOLO, section 3.2.4,
-and SOLOv2+, table 6a.
+and SOLOv2+, section 4.3 (auxiliary semantic loss, table 6a; denser grid, table 6b).
 
 An image is divided into grids of S x S cells. The cell that holds an object's center predicts its class and the
 kernel of a convolution; that convolution, applied to one feature map F of the whole image, is the object's mask.
@@ -52,6 +52,8 @@ class SOLOv2Config(GridConfig):
     mask_feature_norm: bool = True  # group norm in the mask feature's 3x3 convolutions; the output's 1x1 has it always
     kernel_conv: Literal[1, 3] = 3  # size of the convolution that predicts the kernels
     semantic_weight: float = 0.0  # of the auxiliary semantic loss of SOLOv2+ (table 6a); 0: no such branch
+    multi_label: bool = False  # a pixel of its labels has every class there ("merging the object masks of the same
+    # class", section 4.3), or that of the smallest object alone; the same but where objects of two classes overlap
     shared_cells: Literal["all", "mmdet", "last"] = "all"  # objects in one cell: train on all (mean over masks),
     # on all (sum over masks / number of cells, as mmdetection), or on the last one alone
 
@@ -156,7 +158,8 @@ def dynamic_loss(
     terms = grid_loss(c, outputs.cls_logits, one_or_many(c), targets, assigned, supervised_masks, step, normalizer)
     if outputs.semantic is None:
         return terms
-    labels = torch.stack([semantic_labels(t, outputs.size, c.num_classes) for t in targets])
+    labels_of = class_masks if c.multi_label else semantic_labels
+    labels = torch.stack([labels_of(t, outputs.size, c.num_classes) for t in targets])
     semantic = c.semantic_weight * semantic_loss(outputs.semantic, labels, step)
     return LossTerms({**terms.losses, "loss_semantic": semantic}, terms.logs)
 
@@ -168,14 +171,28 @@ def one_or_many(c: SOLOv2Config) -> list[LevelSpec]:
 
 def semantic_labels(target: Target, size: tuple[int, int], num_classes: int) -> Tensor:
     """(H/4, W/4) int64: at each fourth pixel the class of the smallest object there, else ``num_classes``."""
-    full = target.masks
-    masks = full[:, MASK_STRIDE // 2 :: MASK_STRIDE, MASK_STRIDE // 2 :: MASK_STRIDE].bool()
+    full = target.masks >= 0.5
+    masks = _fourth_pixels(full)
     labels = torch.full(size, num_classes, device=masks.device)
     corner = labels[: masks.shape[1], : masks.shape[2]]
-    areas = full.flatten(1).sum(dim=1, dtype=torch.int64)
+    areas = full.flatten(1).sum(dim=1)
     for i in areas.argsort(descending=True, stable=True).tolist():
         corner[masks[i]] = target.labels[i]
     return labels
+
+
+def class_masks(target: Target, size: tuple[int, int], num_classes: int) -> Tensor:
+    """(C, H/4, W/4) float, 0 or 1: at each fourth pixel every class that has an object there (section 4.3)."""
+    masks = _fourth_pixels(target.masks >= 0.5)
+    merged = torch.zeros(num_classes, *size, device=masks.device)
+    corner = merged[:, : masks.shape[1], : masks.shape[2]]
+    for mask, label in zip(masks, target.labels.tolist(), strict=True):
+        corner[label][mask] = 1.0
+    return merged
+
+
+def _fourth_pixels(masks: Tensor) -> Tensor:
+    return masks[:, MASK_STRIDE // 2 :: MASK_STRIDE, MASK_STRIDE // 2 :: MASK_STRIDE]
 
 
 class SOLOv2(GridNet[SOLOv2Outputs]):
@@ -240,11 +257,12 @@ def class_layers(semantic: nn.Module | None) -> dict[str, ClassLayout]:
 
 
 def semantic_loss(logits: Tensor, labels: Tensor, step: Step | None = None) -> Tensor:
-    """Focal loss (alpha 0.25, gamma 2) of (B, C, h, w) logits, divided by the number of object pixels; ``labels``
-    (B, h, w) is C on the ground."""
+    """Focal loss (alpha 0.25, gamma 2) of (B, C, h, w) logits, divided by the number of object pixels. ``labels``
+    are classes (B, h, w), C on the ground, or masks of the classes (B, C, h, w), whose pixels count once for each."""
     from torchvision.ops import sigmoid_focal_loss  # takes seconds to import
 
-    targets = F.one_hot(labels, logits.shape[1] + 1)[..., :-1].permute(0, 3, 1, 2).float()
+    one_hot = labels.dim() == 3
+    targets = F.one_hot(labels, logits.shape[1] + 1)[..., :-1].permute(0, 3, 1, 2).float() if one_hot else labels
     loss: Tensor = sigmoid_focal_loss(logits.float(), targets, alpha=0.25, gamma=2.0, reduction="sum")
     return loss / (step or Step()).shared(targets.sum())
 

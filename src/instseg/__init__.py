@@ -21,6 +21,7 @@ _LAZY = {
     "InstsegError": "instseg.core.errors",
     "DataError": "instseg.core.errors",
     "ImageError": "instseg.model.predicting",
+    "matrix_nms": "instseg.ops.mask_nms",
 }
 
 __all__ = ["__version__", *_LAZY]

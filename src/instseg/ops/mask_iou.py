@@ -7,6 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+BLOCK_VALUES = 64_000_000  # pixels that lie in memory as float32 at a time, on a GPU
+
 
 def mask_iou(masks: Tensor, labels: Tensor | None = None) -> Tensor:
     """Pairwise IoU (N, N) float32 of binary masks (N, h, w), bool or 0/1 of any type.
@@ -15,20 +17,29 @@ def mask_iou(masks: Tensor, labels: Tensor | None = None) -> Tensor:
         masks: all of one size.
         labels: (N,); with them pairs of different labels are left at zero and cost nothing.
 
-    On a CPU only pairs whose boxes meet are counted, on packed bits inside the smaller box; elsewhere one matrix
-    product counts all. Both are exact: float32 counts pixels up to 2^24, half precision would overflow.
+    On a CPU only pairs whose boxes meet are counted, on packed bits inside the smaller box; elsewhere
+    matrix products count all. Both are exact: float32 counts pixels up to 2^24, half precision would overflow.
     """
     if masks.device.type == "cpu":
         intersection, areas = _packed_intersection(masks, labels)
     else:
-        flat = (masks.flatten(1) != 0).float()
-        with torch.autocast(flat.device.type, enabled=False):
-            intersection = flat @ flat.T
+        intersection = _dense_intersection(masks)
         areas = intersection.diagonal().clone()
         if labels is not None:
             intersection = intersection * (labels[:, None] == labels[None, :])
     union = areas[:, None] + areas[None, :] - intersection
     return intersection / union.clamp(min=1.0)
+
+
+def _dense_intersection(masks: Tensor, values: int = BLOCK_VALUES) -> Tensor:
+    """(N, N) shared pixels of masks (N, h, w); of ``values`` of them at a time float copies are made."""
+    flat = masks.flatten(1)
+    shared = torch.zeros(len(masks), len(masks), device=masks.device)
+    with torch.autocast(masks.device.type, enabled=False):
+        for part in torch.split(flat, max(1, values // max(len(flat), 1)), dim=1):
+            pixels = (part != 0).float()
+            shared += pixels @ pixels.T
+    return shared
 
 
 def _packed_intersection(masks: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """From scores of cells to objects: Wang et al., "SOLO: A Simple Framework for Instance Segmentation", TPAMI 2021,
 https://arxiv.org/abs/2106.15947 ("SOLO (journal)"), section 3.3.3 (inference) and 3.3.4 (Matrix NMS).
 
-Point NMS and the least area are the released code's alone; the least score after NMS and the cap, which the paper leaves
-open, have its values.
+Point NMS and the least area are the released code's alone; the least score after NMS and the cap have its values, the
+paper states none.
 Cells that hold no candidate are never made into masks."""
 
 from collections.abc import Sequence

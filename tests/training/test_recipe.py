@@ -1,5 +1,6 @@
 """Recipes: what they hold, how they are overridden, and what a slip of the pen is answered with."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import yaml
 from instseg.core.errors import ConfigError
 from instseg.core.values import parse_value
 from instseg.data.transforms.augment import Augment
-from instseg.models.zoo import config_fields
+from instseg.models.config import setting_names
+from instseg.models.zoo import build_config, config_fields, get_entry, list_models
 from instseg.training.recipe import Recipe, load_recipe, read_recipe, recipe_names, write_recipe
 
 CALL_ONLY = {"data", "split", "weights", "device", "workers"}
@@ -54,11 +56,78 @@ def test_the_papers_recipe() -> None:
     assert (light.train_short, light.train_long) == ([352, 384, 416, 448, 480, 512], 768)
 
 
-def test_the_default_recipe_fits_every_method() -> None:
-    _, fields = load_recipe(None, {"model": "solo_r50"}, config_fields)
-    assert fields["tower_convs"] == 2 and "mask_channels" not in fields
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_a_bundled_recipe_says_nothing_of_a_network(recipe: str) -> None:
+    _, fields = load_recipe(recipe, {}, config_fields)
+    assert set(fields) <= setting_names(get_entry(read_recipe(recipe)["model"]).config)
+
+
+@pytest.mark.parametrize("model", list_models())
+@pytest.mark.parametrize("recipe", [None, "nuclei", "solov2_3x"])
+def test_a_name_is_trained_as_the_zoo_has_it(model: str, recipe: str | None) -> None:
+    _, fields = load_recipe(recipe, {"model": model}, config_fields)
+    settings = {"input_enlarge": False} if recipe is None else {}
+    assert build_config(model, fields) == build_config(model, settings)
+    _, fields = load_recipe(recipe, {"model": model, "tower_convs": 3}, config_fields)
+    assert build_config(model, fields) == build_config(model, {**settings, "tower_convs": 3})
+
+
+def test_fields_of_another_model_are_refused() -> None:
     with pytest.raises(ConfigError, match="mask_channels"):
         load_recipe(None, {"model": "solo_r50", "mask_channels": 8}, config_fields)
+
+
+def test_a_run_folder_lends_another_model_its_training_and_no_network(tmp_path: Path) -> None:
+    recipe, fields = load_recipe("finetune", {"model": "solov2_light_448_r18", "lr": 1e-5}, config_fields)
+    chosen = {"grids": (8, 8, 8, 8, 8), "min_score": 0.2, **fields}
+    path = tmp_path / "config.yaml"
+    path.write_text(write_recipe(recipe, build_config(recipe.model, chosen).model_dump(mode="json"), ["a run"]))
+    assert build_config(recipe.model, load_recipe(tmp_path, {}, config_fields)[1]).grids == (8, 8, 8, 8, 8)
+    with pytest.warns(UserWarning, match="recipe for solov2_light_448_r18: its grids do not count for solov2_r50"):
+        other, fields = load_recipe(tmp_path, {"model": "solov2_r50"}, config_fields)
+    assert other.lr == 1e-5
+    assert build_config("solov2_r50", fields) == build_config("solov2_r50", {"input_enlarge": False, "min_score": 0.2})
+
+
+def test_a_recipe_without_a_model_counts_for_any(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("tower_channels: 64\n")
+    assert load_recipe(path, {"model": "solo_r50"}, config_fields)[1] == {"tower_channels": 64}
+    path.write_text("model: solo_r50\ntower_chanels: 64\n")
+    with pytest.raises(ConfigError, match='"tower_channels"'):
+        load_recipe(path, {"model": "solov2_r50"}, config_fields)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [("train_short", "112", [112]), ("lr_drops", "9", [9]), ("lr_drops_updates", "[]", []),
+     ("freeze", "backbone.*", ["backbone.*"]), ("train_short", "352..512", "352..512"), ("train_short", "null", None)],
+)  # fmt: skip
+def test_a_single_value_is_a_list_of_one(tmp_path: Path, field: str, text: str, value: object) -> None:
+    recipe, fields = load_recipe(None, {field: text}, config_fields)
+    assert getattr(recipe, field) == value
+    path = tmp_path / "config.yaml"
+    path.write_text(write_recipe(recipe, fields, []))
+    assert load_recipe(path, {}, config_fields)[0] == recipe
+    path.write_text(f"{field}: {text}\n")
+    assert getattr(load_recipe(path, {}, config_fields)[0], field) == value
+
+
+def test_a_single_value_is_a_list_of_one_in_a_model_too() -> None:
+    single = {"grids": 24, "scale_ranges": [[1, 1e6]], "pyramid": False}
+    assert build_config("solo_r50", single) == build_config("solo_r50", {**single, "grids": (24,)})
+    with pytest.raises(ConfigError, match=r"^solo_r50: grids and scale_ranges must have one entry for each"):
+        build_config("solo_r50", {"grids": 24})
+
+
+@pytest.mark.parametrize(
+    "text", ["512..352", "a..b", "352...512", "352-512", "352..", "16..64", "32..99999", "[]", "true", "352.5"]
+)
+def test_what_is_no_range_of_sides_says_how_one_is_written(text: str) -> None:
+    with pytest.raises(ConfigError, match="train_short") as error:
+        load_recipe(None, {"train_short": text}, config_fields)
+    assert re.search(r"640\.\.800|32 to 16384|integer", str(error.value)) and "\n" not in str(error.value)
+    assert len(str(error.value)) < 200
 
 
 def test_fields_go_to_training_augmentation_and_model() -> None:
@@ -117,7 +186,7 @@ def test_a_misspelt_field_names_the_nearest(field: str, near: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "wanted"),
     [("epochs", "many", "integer"), ("epochs", 2.5, "integer"), ("lr", -1, "greater than 0"),
-     ("optimizer", "lion", "'sgd' or 'adamw'"), ("lr_drops", "9", "list"), ("flip", 2, "less than or equal to 1"),
+     ("optimizer", "lion", "'sgd' or 'adamw'"), ("lr_drops", "nine", "integer"), ("flip", 2, "less than or equal to 1"),
      ("ema_decay", 1.0, "less than 1"), ("lr", "nan", "number")],
 )  # fmt: skip
 def test_a_wrong_value_names_field_value_and_what_is_wanted(field: str, value: object, wanted: str) -> None:
@@ -156,4 +225,4 @@ def test_a_written_recipe_reads_back(tmp_path: Path) -> None:
     path.write_text(write_recipe(recipe, fields, ["by hand"]))
     assert load_recipe(path, {}, config_fields) == (recipe, fields)
     assert recipe.data == "2018"
-    assert yaml.safe_load(path.read_text())["model"] == "solov2_r18"
+    assert yaml.safe_load(path.read_text())["model"] == "solov2_tiny_r10t_nuclei"

@@ -97,9 +97,9 @@ def train(
     **Examples**
 
     ```
-    instseg train path/to/folder --model solov2_r18
-    instseg train shapes --model solov2_r18 epochs=3 seed=7 --out runs/a
-    instseg train shapes --model solov2_r18 epochs=3 seed=7 --out runs/a --resume
+    instseg train path/to/folder --model solov2_tiny_r18
+    instseg train shapes --model solov2_tiny_r18 epochs=3 seed=7 --out runs/a
+    instseg train shapes --model solov2_tiny_r18 epochs=3 seed=7 --out runs/a --resume
     instseg train coco/ --model solov2_r50 --config solov2_3x --batch 16
     instseg train shapes --out runs/a epochs=5 --resume
     instseg train cells.json --weights nuclei lr=1e-4 on_error=skip

@@ -1,12 +1,30 @@
 """What every model's configuration says about its input, output and frozen parts."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from instseg.nn.deform import Version
+
+
+def lists_of_one(fields: Mapping[str, FieldInfo], values: Any) -> Any:
+    """Values for a model of pydantic's, a single one where a list of any length is wanted as a list: ``grids=24``."""
+    if not isinstance(values, Mapping):
+        return values
+    single = {k: v for k, v in values.items() if k in fields and isinstance(v, int | float | str)}
+    return {**values, **{k: [v] for k, v in single.items() if _takes_a_list(fields[k].annotation, v)}}
+
+
+def _takes_a_list(annotation: Any, value: Any) -> bool:
+    forms = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if isinstance(value, str) and str in forms:
+        return False
+    return any(get_origin(form) is list or (get_origin(form) is tuple and ... in get_args(form)) for form in forms)
+
 
 Positive = Annotated[int, Field(gt=0)]
 Depth = Annotated[int, Field(gt=0, le=100)]  # modules in a row
@@ -20,6 +38,11 @@ class InferenceSettings(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists(cls, values: Any) -> Any:
+        return lists_of_one(cls.model_fields, values)
 
     input_short: Positive = 800  # pixels, the shorter side is resized to this ...
     input_long: Positive = 1333  # pixels, ... unless the longer side would exceed this

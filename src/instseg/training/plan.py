@@ -10,7 +10,7 @@ from instseg.core.folders import free_folder
 from instseg.models.config import renamed
 from instseg.models.zoo import build_config, config_fields, fields_from
 from instseg.training.checkpoint import State, load_state
-from instseg.training.recipe import Recipe, load_recipe, read_recipe, split_fields
+from instseg.training.recipe import Recipe, for_model, load_recipe, read_recipe, split_fields
 from instseg.weights.checkpoint import Checkpoint
 from instseg.weights.resolve import read_weights
 
@@ -59,9 +59,9 @@ def new_plan(config: str | Path | None, given: dict[str, Any]) -> Plan:
         return Plan(recipe, fields)
     checkpoint = read_weights(recipe.weights, given.get("model"))
     # The fields of the default recipe describe a model made from nothing; only what the caller chose counts here.
-    chosen = {**(read_recipe(config) if config is not None else {}), **given}
-    recipe = recipe.model_copy(update={"model": given.get("model") or chosen.get("model") or checkpoint.model})
     where = str(config) if config is not None else "the call"
+    chosen = {**(for_model(read_recipe(config), given.get("model"), where) if config is not None else {}), **given}
+    recipe = recipe.model_copy(update={"model": given.get("model") or chosen.get("model") or checkpoint.model})
     _, fields = split_fields({**chosen, "model": recipe.model}, config_fields, where)
     known = fields_from(recipe.model, checkpoint.model, checkpoint.config)
     return Plan(recipe, {**{k: v for k, v in known.items() if k != "num_classes"}, **fields}, start=checkpoint)

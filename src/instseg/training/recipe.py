@@ -4,6 +4,7 @@ A recipe holds the fields of :class:`Recipe` (training, and the data room's :cla
 of the chosen model's own config. ``key=value`` overrides are laid over it. Nothing inherits.
 """
 
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from importlib import resources
 from pathlib import Path
@@ -16,6 +17,8 @@ from instseg.core.errors import ConfigError, did_you_mean
 from instseg.core.values import Loader, parsed
 from instseg.data.crowds import Crowd
 from instseg.data.transforms.augment import Augment
+from instseg.models.config import lists_of_one
+from instseg.models.zoo import MODELS, carried
 
 DEFAULT = "finetune"
 ModelFields = Callable[[str], Collection[str]]
@@ -31,7 +34,7 @@ class Recipe(Augment):
         extra="forbid", frozen=True, coerce_numbers_to_str=True, protected_namespaces=(), allow_inf_nan=False
     )
 
-    model: str = Field("solov2_r50", description="name from the zoo")
+    model: str = Field("solov2_tiny_r50", description="name from the zoo")
     data: str | None = Field(None, description="data set; recorded in a run folder, the call's own comes first")
     split: str = Field("train", description="split that is trained on")
     val_split: float = Field(
@@ -102,11 +105,8 @@ class Recipe(Augment):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_class_is_a_list(cls, values: Any) -> Any:
-        """``classes=car`` names one class, and a number is a name too."""
-        if isinstance(values, Mapping) and isinstance(values.get("classes"), str | int | float):
-            return {**values, "classes": [str(values["classes"])]}
-        return values
+    def _lists(cls, values: Any) -> Any:
+        return lists_of_one(cls.model_fields, values)
 
     @field_validator("classes")
     @classmethod
@@ -161,16 +161,28 @@ def load_recipe(
 
     ``model_fields`` are the names of the model's config fields, or a function that returns them for the model's
     name. Text values in ``overrides`` are read as YAML. Raises :class:`ConfigError` for a field that neither
-    knows, with the nearest one that is known, and for a value of the wrong type or range. Only fields of a bundled
-    recipe that ``overrides`` applies to another method, which has no such field, are left out.
+    knows, with the nearest one that is known, and for a value of the wrong type or range. Where ``overrides`` names
+    another model than the recipe, the recipe's fields count as :func:`for_model` says.
     """
-    values, chosen = read_recipe(source), parsed(overrides)
+    chosen = parsed(overrides)
     where = str(source) if source is not None else DEFAULT
-    model = str(chosen.get("model", values.get("model")))
-    if where in recipe_names() and model != values.get("model"):
-        fields = model_fields(model) if callable(model_fields) else model_fields
-        values = {key: value for key, value in values.items() if key in Recipe.model_fields or key in fields}
-    return split_fields({**values, **chosen}, model_fields, where)
+    return split_fields({**for_model(read_recipe(source), chosen.get("model"), where), **chosen}, model_fields, where)
+
+
+def for_model(values: Mapping[str, Any], model: str | None, where: str) -> dict[str, Any]:
+    """A recipe for another model than it names: without what it says of its own model's network, with a warning."""
+    own = values.get("model")
+    if own is None or model is None or model not in MODELS:
+        return dict(values)
+    ours = {key: value for key, value in values.items() if key in Recipe.model_fields}
+    kept, left = carried(str(own), model, {key: value for key, value in values.items() if key not in ours})
+    if left:
+        warnings.warn(
+            f"{where} is a recipe for {own}: its {', '.join(left)} do not count for {model}; give them as key=value "
+            "where they are wanted.",
+            stacklevel=4,
+        )
+    return {**ours, **kept}
 
 
 def split_fields(
@@ -194,10 +206,10 @@ def split_fields(
 def explain(error: ValidationError) -> str:
     """The first fault that pydantic found as one line: the field, the value, what is wanted."""
     fault = error.errors()[0]
-    field = ".".join(str(part) for part in fault["loc"][:1]) or "recipe"
-    wanted = fault["msg"][0].lower() + fault["msg"][1:]
+    field = f"{fault['loc'][0]} = {fault['input']!r}: " if fault["loc"] else ""
+    wanted = fault["msg"].removeprefix("Value error, ")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{field} = {fault['input']!r}: {wanted}{more}"
+    return f"{field}{wanted[0].lower()}{wanted[1:]}{more}"
 
 
 def write_recipe(recipe: Recipe, model_config: Mapping[str, Any], comments: list[str]) -> str:

@@ -51,10 +51,9 @@ class Facts:
         """The names of the zoo with such a network, several where they differ in what no tensor tells."""
         if not self.num_classes:
             return []
-        same = [
-            n for n, e in MODELS.items() if e.net is self.net and e.fields.get("backbone") == self.fields["backbone"]
-        ]
-        return [name for name in same if not self.unlike(name)]
+        same = {n: e for n, e in MODELS.items() if e.net is self.net and not e.ours}
+        on = [name for name, entry in same.items() if entry.fields.get("backbone") == self.fields["backbone"]]
+        return [name for name in on if not self.unlike(name)]
 
     def unlike(self, name: str) -> dict[str, tuple[Any, Any]]:
         """The fields in which a model of the zoo differs: (the file's, the model's)."""

@@ -91,6 +91,16 @@ def test_multi_scale_draws_each_short_side() -> None:
     assert heights == {120, 180}
 
 
+def test_a_range_draws_every_side_between_its_ends() -> None:
+    augment = Augment(train_short="58..62", flip=0)
+    drawn = [min(draw_geometry((60, 80), augment, np.random.default_rng(seed)).out_size) for seed in range(200)]
+    assert set(drawn) == {58, 59, 60, 61, 62} and all(drawn.count(side) > 20 for side in set(drawn))
+    assert min(run(augment, train=False).image.shape[1:]) == 62
+    one_of_a_list = Augment(train_short=[58, 59, 60, 61, 62], flip=0)
+    for seed in range(20):
+        assert torch.equal(run(augment, seed).image, run(one_of_a_list, seed).image)
+
+
 def test_without_train_nothing_is_random_and_the_largest_size_is_taken() -> None:
     augment = STRONG.model_copy(update={"enlarge": None, "train_short": [90, 120]})
     samples = [run(augment, seed, train=False) for seed in range(3)]

@@ -1,13 +1,14 @@
 """Augmentation. All randomness of a sample comes from one generator, so a run can go on from any point."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -44,13 +45,17 @@ Other: TypeAlias = Callable[[np.random.Generator], RawSample]
 Transform: TypeAlias = Callable[[RawSample, np.random.Generator, Other], Sample]
 
 
+RANGE = re.compile(r"[0-9]{1,5}\.\.[0-9]{1,5}")  # of sides, both ends included
+
+
 class Augment(BaseModel):
     """What training does to an image; the fields of a recipe that belong to the data."""
 
     model_config = ConfigDict(extra="forbid")
 
-    train_short: list[int] | None = None
-    """Short sides in pixels, one drawn per image (the paper's multi-scale training); None keeps the size."""
+    train_short: list[int] | str | None = None
+    """Short sides in pixels, one drawn per image (multi-scale training): a list (the papers' code), or a range such as
+    ``"640..800"`` with both ends (the papers' text); None keeps the size."""
     train_long: int = Field(default=1333, ge=32)
     """The long side stays below it, pixels."""
     train_enlarge: bool = True
@@ -78,13 +83,34 @@ class Augment(BaseModel):
     copy_paste: float = Field(default=0.0, ge=0, le=1)
     """Probability to paste objects of another image (simple copy-paste, Ghiasi et al. 2021)."""
 
+    @field_validator("train_short", mode="before")
+    @classmethod
+    def _sides(cls, given: Any) -> Any:
+        if isinstance(given, str) and not (RANGE.fullmatch(given) and short_sides(given)):
+            raise ValueError("a range of sides is written 640..800, the smaller one first; a list of them [640, 800]")
+        return [given] if isinstance(given, int | float) and not isinstance(given, bool) else given
+
+    @field_validator("train_short")
+    @classmethod
+    def _in_range(cls, given: list[int] | str | None) -> list[int] | str | None:
+        sides = [32] if given is None else short_sides(given)
+        if not sides or not 32 <= min(sides) <= max(sides) <= 16384:
+            raise ValueError("one side or more is wanted, each of 32 to 16384 pixels")
+        return given
+
     @model_validator(mode="after")
     def _ranges(self) -> "Augment":
-        if self.train_short is not None and (not self.train_short or min(self.train_short) < 32):
-            raise ValueError("train_short needs at least one side of 32 pixels or more")
         if self.jitter_scale is not None and not 0 < self.jitter_scale[0] <= self.jitter_scale[1]:
             raise ValueError("jitter_scale is a range [low, high] with 0 < low <= high")
         return self
+
+
+def short_sides(given: list[int] | str) -> Sequence[int]:
+    """The sides that ``train_short`` names."""
+    if not isinstance(given, str):
+        return given
+    low, high = given.split("..")
+    return range(int(low), int(high) + 1)
 
 
 def build_transform(augment: Augment, train: bool, antialias: bool = False) -> Transform:
@@ -165,7 +191,7 @@ def _mattes(annotations: Sequence[Annotation], crop: CropTransform, antialias: b
 def draw_geometry(size: tuple[int, int], augment: Augment, rng: np.random.Generator) -> CropTransform:
     """Where a sample looks: scale, crop, mirroring and turns, in this order from the generator."""
     height, width = size
-    short = None if augment.train_short is None else int(rng.choice(augment.train_short))
+    short = None if augment.train_short is None else int(rng.choice(short_sides(augment.train_short)))
     factor = _factor(size, augment, short)
     if augment.jitter_scale is not None:
         factor *= float(rng.uniform(*augment.jitter_scale))
@@ -177,7 +203,7 @@ def draw_geometry(size: tuple[int, int], augment: Augment, rng: np.random.Genera
 
 def _resized(augment: Augment, antialias: bool, raw: RawSample, rng: np.random.Generator, other: Other) -> Sample:
     height, width = raw.image.shape[1:]
-    short = None if augment.train_short is None else max(augment.train_short)
+    short = None if augment.train_short is None else max(short_sides(augment.train_short))
     return take(raw, draw_crop(height, width, _factor((height, width), augment, short), None, rng), None, antialias)
 
 

@@ -1,6 +1,6 @@
 """Does the data loader keep up? Images a second of the loader alone beside those of a training step.
 
-Both sides use the default recipe's augmentation, `solov2_r18` and the same number of processor cores: the loader its
+Both sides use the default recipe's augmentation, `solov2_tiny_r18` and the same number of processor cores: the loader its
 two worker processes, the step all threads of torch. Rounds alternate, so a noisy machine is noisy for both.
 
     python benchmarks/loading.py shapes path/to/dsb2018 [--images 64] [--rounds 3]
@@ -24,11 +24,11 @@ from instseg.models.zoo import config_fields
 from instseg.training.recipe import load_recipe
 from instseg.training.run import at_model_scale
 
-MODEL = "solov2_r18"
+MODEL = "solov2_tiny_r18"
 
 
 def setting(data: str):
-    """The data set, its loader, and the model with its optimizer, as `instseg train DATA --model solov2_r18`."""
+    """The data set, its loader, and the model with its optimizer, as `instseg train DATA --model solov2_tiny_r18`."""
     recipe, fields = load_recipe(None, {"model": MODEL}, config_fields)
     torch.manual_seed(0)
     dataset = open_dataset(data, "train")

@@ -72,7 +72,7 @@ def _solov2_tiny(backbone: str, **fields: Any) -> ModelEntry:
     """For small machines and small data. The published head (4 convolutions of 512 channels on 3,872 cells) costs 68 G
     multiply-adds whatever the size of the image; here it is that of the light models, on any input size."""
     fields = {"backbone": backbone, "tower_convs": 2, "tower_channels": 256, "mask_channels": 128, **fields}
-    return ModelEntry("SOLOv2-tiny", SOLOv2Config, SOLOv2, fields, None, ours=True)
+    return ModelEntry("SOLOv2", SOLOv2Config, SOLOv2, fields, None, ours=True)
 
 
 # The network of the bundled weights: many small objects, seen enlarged.

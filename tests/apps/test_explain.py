@@ -115,7 +115,7 @@ def test_what_cannot_be_explained_is_said() -> None:
     model = build("fixed neighbors")
     with pytest.raises(DataError, match=r"no object with a score of 1\.0 or more"):
         explain_image(model, IMAGE, score=1.0)
-    with pytest.raises(DataError, match="there is no object 999"):
+    with pytest.raises(DataError, match="object 999 does not exist: "):
         explain_image(model, IMAGE, [999], score=0.0)
     model.has_weights = False
     with pytest.raises(CheckpointError, match="no weights"):

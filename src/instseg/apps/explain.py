@@ -114,7 +114,7 @@ def explain_image(
         raise DataError(f"no object with a score of {score} or more was found: lower --score, or give another image.")
     beyond = [n for n in wanted if not 1 <= n <= len(found)]
     if beyond:
-        raise DataError(f"there is no object {beyond[0]}: {len(found)} were found with a score of {score} or more.")
+        raise DataError(f"object {beyond[0]} does not exist: {len(found)} were found with a score of {score} or more.")
     again = _Explained(model, net, {n: found[n - 1] for n in wanted})
     model.predict_batch([image], observer=again)
     return [again.explained[n] for n in wanted]

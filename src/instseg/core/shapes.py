@@ -41,7 +41,7 @@ class Shapes:
 
         Args:
             masks: (N, h, w) uint8 or bool, or float in [0, 1] for mattes; None for outlines.
-            outlines: of each object, where there are no masks.
+            outlines: one for each object, if not masks.
             crop: what was done to them since they were annotated.
         """
         self._masks = masks

@@ -26,7 +26,7 @@ class Target:
         labels: (N,) int64, from 0.
         boxes: (N, 4) float xyxy.
         shapes: the N objects' shapes; None where the method asks for none or the data has none.
-        semantic: (h, w) int64, the class of each pixel, 255 is ignored; None where there is no such map.
+        semantic: (h, w) int64, the class of each pixel, 255 is ignored; None without such a map.
     """
 
     size: tuple[int, int]

@@ -22,7 +22,7 @@ FORMS = {
 
 
 def sizes_of(images: Sequence[Tensor]) -> list[Size]:
-    """(h, w) of each image. Raises DataError for what is no image (3, H, W)."""
+    """(h, w) of each image. Raises DataError unless each is an image (3, H, W)."""
     for i, image in enumerate(images):
         if not isinstance(image, Tensor):
             raise DataError(f"image {i} is of type {type(image).__name__}: give a tensor (3, H, W).")

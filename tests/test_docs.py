@@ -216,3 +216,52 @@ def test_the_fields_of_a_single_scale_are_those_of_its_model() -> None:
     (fields,) = re.findall(r"`solo_r50_single_12`, `_24`, `_36` \(`([^`]+)`\)", page)
     ours = build_config("solo_r50", parsed(parse_overrides(fields.split())))
     assert ours == build_config("solo_r50_single_24", {})
+
+
+# Sections, equations and tables of "SOLO: A Simple Framework for Instance Segmentation" beside what they are about. A
+# line that speaks of the subject and cites something cites this, or something beside it that is about another subject.
+CITED = {
+    r"\b[Dd]ice\b": r"equations? \(?(4|6|7)\b|3\.3\.2|section 4\.2\.1|table 4c",
+    r"Matrix NMS": r"equations? \(?(8|9)\b|3\.3\.4|table 5e|figure 4",
+    r"Decoupled Dynamic": r"section 3\.2\.4|equation \(3\)|table 6c",
+    r"SOLOv2\+": r"section 4\.3|tables? (6a|6b|1\b)",
+    r"[Mm]ulti-scale testing|[Ss]everal scales": r"section 4\.3|table 6d",
+    r"[Pp]oint NMS": r"the released code's",
+}
+CITES = re.compile(r"(?i)\b(?:sections?|equations?|tables?|figures?)\s\(?\d")
+SOLO_PAGES = [
+    *(ROOT / "src" / "instseg").rglob("*.py"),
+    *(ROOT / "src" / "instseg" / "recipes").glob("*.yaml"),
+    *(ROOT / "benchmarks").glob("*.py"),
+    *PAGES,
+]
+
+
+def wrong_citations(text: str) -> list[str]:
+    """Lines that cite the SOLO paper for one of the subjects above at another place than the right one."""
+    return [
+        line.strip()
+        for line in text.splitlines()
+        for subject, place in CITED.items()
+        if re.search(subject, line) and CITES.search(line) and not re.search(place, line)
+    ]
+
+
+def test_the_solo_paper_is_cited_at_the_right_places() -> None:
+    found = {str(p.relative_to(ROOT)): wrong_citations(p.read_text(encoding="utf-8")) for p in SOLO_PAGES}
+    assert {page: lines for page, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "| dice, equations (5) and (6) | `losses/dice.py` |",
+        "Matrix NMS: SOLO (journal) section 3.3.3",
+        "Decoupled Dynamic SOLO, section 4.3",
+        "and SOLOv2+, section 4.5",
+        "Multi-scale testing: SOLO (journal) section 4.5",
+        "| point NMS, maskness, section 3.3.3 | `ops/point_nms.py` |",
+    ],
+)
+def test_a_citation_of_another_place_is_seen(line: str) -> None:
+    assert wrong_citations(line) == [line]

@@ -1,7 +1,7 @@
 """Does the data loader keep up? Images a second of the loader alone beside those of a training step.
 
-Both sides use the default recipe's augmentation, `solov2_tiny_r18` and the same number of processor cores: the loader its
-two worker processes, the step all threads of torch. Rounds alternate, so a noisy machine is noisy for both.
+Both sides use the default recipe's augmentation, `solov2_tiny_r18` and the same number of processor cores: the loader
+its two worker processes, the step all threads of torch. Rounds alternate, so a noisy machine is noisy for both.
 
     python benchmarks/loading.py shapes path/to/dsb2018 [--images 64] [--rounds 3]
 

@@ -108,3 +108,24 @@ def test_auto_backbone_weights_that_cannot_be_had_change_no_field_of_a_checkpoin
     with pytest.warns(UserWarning, match="no ImageNet weights"):
         model = instseg.create_model("solov2_r18", 1, backbone_weights="auto", **NARROW, frozen_stages=2)
     assert asked and model.config.frozen_stages == 2 and not model.config.norm_eval
+
+
+def test_another_name_for_the_same_network_keeps_what_belongs_to_the_weights(tmp_path):
+    fields = {
+        **NARROW,
+        "mask_hidden": 8,
+        "mask_channels": 4,
+        "bgr": True,
+        "pixel_std": (1.0, 1.0, 1.0),
+        "norm_eval": True,
+    }
+    instseg.create_model("solov2_light_448_r18", 1, **fields).save(tmp_path / "a.safetensors")
+    narrow = {**NARROW, "mask_hidden": 8, "mask_channels": 4}
+    made = instseg.create_model("solov2_tiny_r18", 1, weights=tmp_path / "a.safetensors", **narrow).config
+    assert (made.bgr, made.pixel_std, made.norm_eval, made.input_short) == (True, (1.0, 1.0, 1.0), True, 64)
+
+
+def test_a_backbone_other_than_the_name_says_is_named(tmp_path):
+    instseg.create_model("solo_r50", 1, **NARROW).save(tmp_path / "host.safetensors")
+    with pytest.warns(UserWarning, match="and so of this sodar_r101, is resnet10t, not r101"):
+        instseg.create_model("sodar_r101", weights=tmp_path / "host.safetensors")

@@ -317,3 +317,34 @@ def test_what_a_network_keeps_while_it_predicts_can_be_trained_with(
 def test_predicting_in_training_mode_is_refused_in_one_line() -> None:
     with pytest.raises(DataError, match=r"training mode: call model.eval\(\)"):
         build().predict_batch([IMAGE])
+
+
+@pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_change_of_precision_is_no_training(cast: torch.dtype) -> None:
+    model = build()
+    model([IMAGE], [target()])
+    assert not model.to(cast).has_weights
+    trained = build()
+    sum(trained([IMAGE], [target()]).values()).backward()
+    torch.optim.SGD(trained.parameters(), lr=0.1).step()
+    assert trained.to(cast).has_weights
+
+
+def test_a_state_that_does_not_fit_leaves_a_model_without_weights() -> None:
+    model = build()
+    other = instseg.create_model("sodar_r50", 3, **NARROW)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_state_dict(other.state_dict())
+    assert not model.has_weights
+    model.load_state_dict(build().state_dict())
+    assert model.has_weights
+
+
+def test_a_model_within_another_module_has_weights_when_all_of_its_own_are_loaded() -> None:
+    model = build()
+    whole = nn.ModuleDict({"a": nn.Linear(2, 2), "detector": model})
+    state = {f"detector.{key}": value for key, value in build().state_dict().items()}
+    whole.load_state_dict(dict(list(state.items())[1:]), strict=False)
+    assert not model.has_weights
+    whole.load_state_dict(state, strict=False)
+    assert model.has_weights

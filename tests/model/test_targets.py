@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import instseg
 from instseg.core.errors import DataError
-from instseg.model.targets import targets_of
+from instseg.core.target import MASKS as NEEDED
+from instseg.model.targets import sizes_of, targets_of
 from instseg.models.base import Target
 
 MASKS = torch.zeros(1, 6, 8, dtype=torch.uint8)
@@ -189,3 +190,34 @@ def test_what_is_no_image_is_named(images: Any, said: str) -> None:
         model.train()(images, [{"labels": LABELS, "masks": MASKS}] * len(images))
     with pytest.raises(DataError, match=said):
         model.eval()(images)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64, torch.float16, torch.float8_e4m3fn])
+def test_masks_and_labels_of_any_type_that_can_hold_them(dtype: torch.dtype) -> None:
+    masks = torch.zeros(1, 6, 8)
+    masks[0, 1:4, 2:7] = 1
+    given = {"labels": torch.tensor([1]), "masks": masks.to(dtype)}
+    if not dtype.is_floating_point:
+        given["labels"] = given["labels"].to(dtype)
+    made = targets_of([given], [(6, 8)], 2, NEEDED, NEEDED)[0]
+    assert torch.equal(made.masks, masks.to(torch.uint8)) and made.labels.dtype == torch.int64
+    assert made.boxes.tolist() == [[2, 1, 7, 4]]
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [(iter([]), "^targets of type"), (3, "^targets of type int"), ([], "^no images and no targets"),
+     ([{"labels": torch.tensor([0]), "masks": torch.ones(1, 6, 8).to_sparse()}], "masks of layout"),
+     ([{"labels": torch.tensor([0]), "masks": torch.ones(1, 6, 8), "boxes": torch.ones(1, 4, dtype=torch.bool)}],
+      "boxes of bool")],
+)  # fmt: skip
+def test_what_is_no_list_of_targets_is_one_line(given: object, fault: str) -> None:
+    sizes = [(6, 8)] if given != [] else []
+    with pytest.raises(DataError, match=fault) as error:
+        targets_of(given, sizes, 2, NEEDED, NEEDED)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+
+
+def test_images_that_are_none_are_one_line() -> None:
+    with pytest.raises(DataError, match=r"^images of type NoneType"):
+        sizes_of(None)  # type: ignore[arg-type]

@@ -149,3 +149,42 @@ def test_the_package_offers_it_without_loading_anything_before():
 
 def test_numpy_scores_work():
     assert instseg.matrix_nms(np.array([0.9, 0.8]), np.zeros((2, 3, 3), dtype=bool)).tolist() == [0.9, 0.8]
+
+
+def test_an_iou_a_hair_above_one_lowers_no_score_below_zero() -> None:
+    for above in (1.0005, 1 + 1e-7):
+        for kernel in ("gaussian", "linear"):
+            lowered = instseg.matrix_nms([0.9, 0.8, 0.7], torch.full((3, 3), above), kernel=kernel)
+            assert lowered[0] == 0.9 and bool((lowered >= 0).all())
+
+
+@pytest.mark.parametrize("shape", [(3, 0, 5), (3, 5, 0), (3, 5, 5)])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32, torch.float8_e4m3fn])
+def test_masks_without_pixels_overlap_nothing(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    assert instseg.matrix_nms([0.9, 0.8, 0.7], torch.zeros(shape).to(dtype)).tolist() == pytest.approx([0.9, 0.8, 0.7])
+
+
+@pytest.mark.parametrize("form", ["tensors", "arrays", "mirrored", "sparse"])
+def test_masks_are_taken_as_people_hold_them(form: str) -> None:
+    masks = torch.zeros(3, 6, 7, dtype=torch.uint8)
+    masks[0, :3] = masks[1, :3] = masks[2, 3:] = 1
+    held = {
+        "tensors": list(masks),
+        "arrays": [mask.numpy() for mask in masks],
+        "mirrored": masks.numpy()[:, :, ::-1],
+        "sparse": masks.to_sparse(),
+    }
+    assert torch.equal(instseg.matrix_nms([0.6, 0.9, 0.5], held[form]), instseg.matrix_nms([0.6, 0.9, 0.5], masks))
+    assert instseg.matrix_nms([], []).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"sigma": float("inf")}, {"sigma": "2"}, {"sigma": float("nan")}, {"threshold": float("nan")}, {"threshold": None},
+     {"labels": [0.0, 1.0]}, {"labels": [0]}],
+    ids=str,
+)  # fmt: skip
+def test_options_that_mean_nothing_are_one_line(options: dict) -> None:
+    with pytest.raises(DataError, match=r"^matrix_nms: ") as error:
+        instseg.matrix_nms([0.9, 0.8], torch.ones(2, 4, 4), **options)
+    assert "\n" not in str(error.value)

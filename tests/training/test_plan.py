@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from instseg.core.errors import CheckpointError, ConfigError, DataError
+from instseg.model.load import create_model
 from instseg.models.config import RENAMED
 from instseg.training.checkpoint import load_state, save_state
-from instseg.training.plan import BEFORE
+from instseg.training.plan import BEFORE, new_plan
 from instseg.training.run import train
 from instseg.weights.run_folder import read_run_folder
 
@@ -21,6 +22,10 @@ SMALL: dict[str, Any] = {
     "mask_hidden": 32, "mask_channels": 16, "grids": [8, 6], "scale_ranges": [[1, 32], [16, 64]], "input_short": 64,
     "epochs": 2, "batch": 3, "lr": 1e-3, "workers": 0, "log_every": 1,
 }  # fmt: skip
+
+SOLO = {
+    key: SMALL[key] for key in ("backbone", "fpn_channels", "tower_channels", "tower_convs", "grids", "scale_ranges")
+}
 
 
 def small(data: Path, out: Path, **fields: Any) -> dict[str, Any]:
@@ -167,3 +172,49 @@ def test_training_starts_from_a_run_that_was_stopped(coco_folder: Path, tmp_path
     for name in ("best.safetensors", "last.safetensors"):
         (tmp_path / "a" / name).unlink()
     assert small(coco_folder, tmp_path / "b", epochs=1, weights=tmp_path / "a")["epochs"] == 1
+
+
+def test_a_run_lends_another_model_its_training_and_not_its_weights(coco_folder: Path, tmp_path: Path) -> None:
+    small(coco_folder, tmp_path / "a", epochs=1)
+    small(coco_folder, tmp_path / "b", epochs=1, weights=tmp_path / "a", lr=3e-4)
+    given = {"model": "solov2_r34", **SMALL, "data": str(coco_folder)}
+    del given["lr"]
+    with pytest.warns(UserWarning, match=r"recipe for solov2_r18: its .*weights=") as said:
+        plan = new_plan(tmp_path / "b", given)
+    assert (plan.recipe.model, plan.recipe.weights, plan.recipe.lr, plan.start) == ("solov2_r34", None, 3e-4, None)
+    assert len(said) == 1
+
+
+def test_a_run_begun_from_another_models_folder_is_resumed_by_the_same_call(coco_folder: Path, tmp_path: Path) -> None:
+    def go(epochs: int, resume: bool) -> dict[str, Any]:
+        fields = {key: SMALL[key] for key in ("backbone", "backbone_weights")} | {"epochs": epochs, "evaluate_every": 0}
+        return train(coco_folder, "solov2_tiny_r18", out=tmp_path / "b", config=tmp_path / "a", device="cpu",
+                     progress=False, resume=resume, overrides=fields)  # fmt: skip
+
+    small(coco_folder, tmp_path / "a", epochs=1, tower_channels=16)
+    with pytest.warns(UserWarning, match="tower_channels"):
+        go(1, False)
+    with pytest.warns(UserWarning, match="tower_channels"):
+        assert go(2, True)["epochs"] == 2
+
+
+def test_a_run_of_any_model_is_resumed_with_the_default_recipe(coco_folder: Path, tmp_path: Path) -> None:
+    small(coco_folder, tmp_path, epochs=1)
+    fields = {key: value for key, value in SMALL.items() if key != "epochs"}
+    assert train(coco_folder, out=tmp_path, config="finetune", resume=True, device="cpu", progress=False,
+                 overrides={**fields, "epochs": 2})["epochs"] == 2  # fmt: skip
+
+
+def test_what_a_run_kept_of_its_weights_is_trained_where_nothing_is_loaded(coco_folder: Path, tmp_path: Path) -> None:
+    small(coco_folder, tmp_path, epochs=1, frozen_stages=1, norm_eval=True)
+    given = {"backbone_weights": "none", "data": str(coco_folder)}
+    plan = new_plan(tmp_path, given)
+    assert not {"frozen_stages", "norm_eval"} & set(plan.fields)
+    assert new_plan(tmp_path, {**given, "frozen_stages": 2}).fields["frozen_stages"] == 2
+
+
+def test_the_recipes_model_says_how_the_weights_are_read(coco_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("model: sodar_r50_cls\n")
+    create_model("solo_r50", 2, overrides={**SOLO, "norm_eval": True}).save(tmp_path / "host.safetensors")
+    plan = new_plan(tmp_path / "mine.yaml", {"weights": str(tmp_path / "host.safetensors"), "data": str(coco_folder)})
+    assert plan.recipe.model == "sodar_r50_cls" and plan.fields["norm_eval"] is True

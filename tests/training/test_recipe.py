@@ -126,7 +126,7 @@ def test_a_single_value_is_a_list_of_one_in_a_model_too() -> None:
 def test_what_is_no_range_of_sides_says_how_one_is_written(text: str) -> None:
     with pytest.raises(ConfigError, match="train_short") as error:
         load_recipe(None, {"train_short": text}, config_fields)
-    assert re.search(r"640\.\.800|32 to 16384|integer", str(error.value)) and "\n" not in str(error.value)
+    assert re.search(r"640\.\.800|32 to 16384|integer|list", str(error.value)) and "\n" not in str(error.value)
     assert len(str(error.value)) < 200
 
 

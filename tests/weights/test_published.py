@@ -254,6 +254,21 @@ def test_names_of_a_parallel_wrapper_are_known(tmp_path):
     assert read_published(write(tmp_path / "f.pth", state)).model == "solov2_light_448_r18"
 
 
+@pytest.mark.parametrize("around", ["module.module.", "model.", "module.model.", "_orig_mod."])
+def test_names_of_the_modules_around_a_network_are_left_out(around, tmp_path):
+    state = foreign("solo_r50", "SOLO")
+    beside = {
+        "ema_backbone_conv1_weight": torch.zeros(2),
+        "steps": torch.zeros(()),
+        "data_preprocessor.mean": torch.ones(3),
+    }
+    named = {f"{around}{key}": value.contiguous() for key, value in (state | beside).items()}
+    torch.save({"model": {"state_dict": named}}, tmp_path / "a.pth")
+    found = read_published(tmp_path / "a.pth", "solo_r50").state
+    wanted = read_published(write(tmp_path / "b.pth", state), "solo_r50").state
+    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
 def test_old_deformable_names_are_known(tmp_path):
     state = foreign("decoupled_solo_light_r50_dcn", "SOLO")
     old = {k.replace("conv2.conv_offset", "conv2_offset"): v for k, v in state.items()}

@@ -75,7 +75,7 @@ class Masks:
             boxes: (M, 4) float xyxy, the box that each window fills, in pixels of the input; may reach over it. One
                 without extent holds no pixel.
             size: (H, W) of the input without padding.
-            threshold: a pixel is foreground at it and above, in [0, 1]; at 0 that is the whole image.
+            threshold: a pixel is foreground at it and above, in [0, 1]; at 0 that is every pixel.
             floor: as in :meth:`from_maps`.
         """
         groups: dict[tuple[int, int], list[int]] = {}

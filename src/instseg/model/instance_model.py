@@ -76,6 +76,16 @@ class InstanceModel(nn.Module):
         self._learned.watch(self.net)  # a copy may be trained by other means than its own losses, as averages are
         return self.__dict__
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As :meth:`torch.nn.Module.load_state_dict`."""
+        with self._learned.loading():
+            return super().load_state_dict(state_dict, strict, assign)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "InstanceModel":
+        with self._learned.converted(self.net):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     @property
     def category_ids(self) -> tuple[int, ...]:
         """The id that the training data's own file gives each label."""

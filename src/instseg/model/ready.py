@@ -68,9 +68,29 @@ class Learned:
             self._known = not torch.equal(self._before, _extremes(net))
         return self._known
 
+    @contextmanager
+    def converted(self, net: nn.Module) -> Iterator[None]:
+        """Around what moves or casts the parameters, which is no training either."""
+        known = self.holds(net)
+        yield
+        if not known and self._before is not None:
+            self._before = _extremes(net)
+
     def loaded(self, net: nn.Module, keys: Any) -> None:
-        """Called after ``net.load_state_dict``; a part of a state leaves the rest random."""
-        self._known = self._known or not keys.missing_keys
+        """Called after ``net.load_state_dict``, of a part of a model, too; a part of a state leaves the rest random."""
+        own = tuple(net.state_dict())
+        missing = [key for key in keys.missing_keys if key.endswith(own)]
+        self._known = self._known or not missing
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Around ``load_state_dict``: what does not fit is refused after :meth:`loaded` and teaches nothing."""
+        known = self._known
+        try:
+            yield
+        except Exception:
+            self._known = known
+            raise
 
 
 def _extremes(net: nn.Module) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from instseg.core.category_matching import pair_names, say_nothing
 from instseg.models.base import HasBackbone, Net
 from instseg.models.config import ModelConfig
-from instseg.models.zoo import extends
+from instseg.models.zoo import extends, get_entry
 from instseg.weights.checkpoint import Checkpoint
 from instseg.weights.fit import check_fit, parts_of
 
@@ -63,6 +63,11 @@ def _host_state(net: Net[Any], name: str, state: Mapping[str, Tensor], checkpoin
     taken = {k: state[k] for k in fits if k.startswith(strict) or k.split(".")[0] not in other}
     new = [k for k in wanted if k not in taken and not k.startswith(strict)]
     parts = parts_of(net, set(new))
+    named, there = get_entry(name).fields.get("backbone"), checkpoint.config.get("backbone")
+    if there is not None and there != named:
+        warnings.warn(
+            f"the backbone of {checkpoint.where}, and so of this {name}, is {there}, not {named}.", stacklevel=4
+        )
     said = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
     warnings.warn(
         f"{checkpoint.where} is a checkpoint of {checkpoint.model}: the {said} of {name} ({len(new)} tensors) "

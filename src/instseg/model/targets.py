@@ -19,10 +19,13 @@ FORMS = {
     "masks": "(N, H, W) uint8 or bool",
     "semantic": "(H, W) int64",
 }
+_ORDERED = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float32, torch.float64}
 
 
 def sizes_of(images: Sequence[Tensor]) -> list[Size]:
     """(h, w) of each image. Raises DataError unless each is an image (3, H, W)."""
+    if not isinstance(images, Sequence | Tensor):
+        raise DataError(f"images of type {type(images).__name__}: give a list of tensors (3, H, W).")
     for i, image in enumerate(images):
         if not isinstance(image, Tensor):
             raise DataError(f"image {i} is of type {type(image).__name__}: give a tensor (3, H, W).")
@@ -54,6 +57,10 @@ def targets_of(
     Raises:
         DataError: something is missing, of another form, or does not fit the image, the labels or the model.
     """
+    if not isinstance(given, Sequence):
+        raise DataError(f"targets of type {type(given).__name__}: give a list of dictionaries, one an image.")
+    if not len(given) and not len(sizes):
+        raise DataError("no images and no targets: give at least one of each.")
     if len(sizes) != len(given):
         raise DataError(f"{len(sizes)} images but {len(given)} targets: give one target an image.")
     named = [(f"target {i}", target) for i, target in enumerate(given)]
@@ -72,8 +79,14 @@ def _check_forms(given: Mapping[str, Any], size: Size, needs: Collection[Need], 
     for key, value in there.items():
         if not isinstance(value, Tensor):
             raise DataError(f"{where}: {key} of type {type(value).__name__}: give a tensor {FORMS[key]}.")
+        if value.layout != torch.strided:
+            raise DataError(f"{where}: {key} of layout {value.layout}: give a dense tensor {FORMS[key]}.")
         whole = key in ("labels", "semantic")
-        if value.is_complex() or (whole and value.numel() and (value.is_floating_point() or value.dtype == torch.bool)):
+        if (
+            value.is_complex()
+            or (key == "boxes" and value.dtype == torch.bool)
+            or (whole and value.numel() and (value.is_floating_point() or value.dtype == torch.bool))
+        ):
             raise DataError(f"{where}: {key} of {str(value.dtype).removeprefix('torch.')}: give {FORMS[key]}.")
     if "labels" not in there:
         raise DataError(f"{where} has no labels: give {FORMS['labels']}.")
@@ -120,6 +133,8 @@ def _bounds(key: str, value: Tensor) -> tuple[Tensor, Tensor]:
     if key == "boxes":  # the least side, and the largest number
         boxes = value.float()
         return (boxes[:, 2:] - boxes[:, :2]).amin(), boxes.abs().amax()
+    if value.dtype not in _ORDERED:  # few operators know the wide unsigned and the narrow floating types
+        value = value.float() if value.is_floating_point() else value.long()
     least, largest = value.aminmax()
     return least, largest
 
@@ -156,4 +171,4 @@ def _made(given: Mapping[str, Any], size: Size, wanted: Collection[Need]) -> Tar
 
 def _binary(masks: Tensor) -> Tensor:
     """(N, H, W) uint8; soft masks are cut at 0.5."""
-    return (masks >= 0.5 if masks.is_floating_point() else masks).to(torch.uint8)
+    return (masks.float() >= 0.5 if masks.is_floating_point() else masks).to(torch.uint8)

@@ -15,7 +15,7 @@ def lists_of_one(fields: Mapping[str, FieldInfo], values: Any) -> Any:
     """Values for a model of pydantic's, a single one where a list of any length is wanted as a list: ``grids=24``."""
     if not isinstance(values, Mapping):
         return values
-    single = {k: v for k, v in values.items() if k in fields and isinstance(v, int | float | str)}
+    single = {k: v for k, v in values.items() if k in fields and isinstance(v, int | float | str) and v is not True}
     return {**values, **{k: [v] for k, v in single.items() if _takes_a_list(fields[k].annotation, v)}}
 
 

@@ -169,6 +169,12 @@ MODELS: dict[str, ModelEntry] = {
 }
 
 
+# What belongs to the weights, whatever the name they go under.
+OF_WEIGHTS = frozenset(
+    {"pixel_mean", "pixel_std", "bgr", "antialias", "stride_in_1x1", "frozen_stages", "norm_eval", "norm_fixed"}
+)
+
+
 def list_models(pattern: str = "*") -> list[str]:
     """The names of the zoo that match a glob pattern, sorted."""
     return sorted(name for name in MODELS if fnmatchcase(name, pattern))
@@ -190,10 +196,13 @@ def config_fields(name: str) -> dict[str, Any]:
 
 def fields_from(name: str, other: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """What a model takes over of the configuration of a checkpoint of ``other``: everything of the same model, what
-    both have of a host that it extends, and nothing of any other."""
+    both have of a host that it extends, how its weights want images and training of the same network under another
+    name, and nothing of any other."""
     if name == other:
         return dict(config)
     net = get_entry(name).net
+    if other in MODELS and net is get_entry(other).net:
+        return {key: value for key, value in build_config(other, config).model_dump().items() if key in OF_WEIGHTS}
     if not extends(name, other) or not isinstance(net, Extends):
         return {}
     return net.host_fields(build_config(other, config).model_dump(), get_entry(name).fields)

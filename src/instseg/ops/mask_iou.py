@@ -20,6 +20,8 @@ def mask_iou(masks: Tensor, labels: Tensor | None = None) -> Tensor:
     On a CPU only pairs whose boxes meet are counted, on packed bits inside the smaller box; elsewhere
     matrix products count all. Both are exact: float32 counts pixels up to 2^24, half precision would overflow.
     """
+    if not masks.numel():
+        return torch.zeros(len(masks), len(masks), device=masks.device)
     if masks.device.type == "cpu":
         intersection, areas = _packed_intersection(masks, labels)
     else:

@@ -3,6 +3,7 @@ https://arxiv.org/abs/2106.15947."""
 
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,12 +30,13 @@ def matrix_nms(
 
     Args:
         scores: (N,) finite and not negative, in any order; of equal ones the first counts as the better.
-        masks: one of: (N, H, W) or (N, 1, H, W), bool, integers where not 0 is foreground, or floats in [0, 1]; a
-            :class:`~instseg.core.masks.Masks`; (N, N) floats, the IoU of every pair, which may be that of boxes.
+        masks: one of: (N, H, W) or (N, 1, H, W), bool, integers where not 0 is foreground, or floats in [0, 1], also as
+            a list of (H, W); a :class:`~instseg.core.masks.Masks`; (N, N) floats, the IoU of every pair, which may be
+            that of boxes.
         labels: (N,) integers: only masks of one class lower each other. None: all do, as in the paper's pseudo-code.
         kernel: how a score falls with the overlap: ``exp(-sigma iou^2)`` or ``1 - iou``.
         sigma: multiplier of the Gaussian. The paper divides: its sigma of 0.5 is 2.0 here.
-        threshold: a pixel of float masks is foreground above it.
+        threshold: a pixel of float masks is foreground above it; a ``Masks`` has its own.
 
     Returns:
         (N,) new scores in the order given, on the device and of the type of ``scores``; float32 for integers.
@@ -55,22 +57,19 @@ def matrix_nms(
         >>> matrix_nms(torch.tensor([0.6, 0.9, 0.5]), masks, labels=torch.tensor([0, 1, 1]))
         tensor([0.6000, 0.9000, 0.5000])
     """
-    given = _tensor(scores, "scores")
-    if given.dim() != 1:
-        raise DataError(f"matrix_nms: scores have the shape {tuple(given.shape)}; pass one for each mask, (N,).")
-    given = given if given.is_floating_point() else given.float()
-    if not bool((given.isfinite() & (given >= 0)).all()):
-        raise DataError("matrix_nms: scores hold negative values, infinity or NaN; pass probabilities, not logits.")
+    given = _scores(scores)
     if kernel not in ("gaussian", "linear"):
         raise DataError(f'matrix_nms: the kernel {kernel!r} does not exist; pass "gaussian" or "linear".')
-    if not sigma > 0:
-        raise DataError(f"matrix_nms: sigma is {sigma}; pass a number above 0.")
-    kinds = torch.zeros(len(given), dtype=torch.int64) if labels is None else _tensor(labels, "labels")
-    if kinds.shape != given.shape:
-        raise DataError(f"matrix_nms: labels of shape {tuple(kinds.shape)} for {len(given)} scores; pass one for each.")
+    if not (isinstance(sigma, int | float) and 0 < sigma <= 1e9):
+        raise DataError(f"matrix_nms: sigma is {sigma!r}; pass a number above 0, such as 2.0.")
+    if not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
+        raise DataError(f"matrix_nms: threshold is {threshold!r}; pass a number in [0, 1].")
     found = masks if isinstance(masks, Masks) else _tensor(masks, "masks")
     if len(found) != len(given):
         raise DataError(f"matrix_nms: {len(found)} masks for {len(given)} scores; pass one score for each mask.")
+    kinds = _labels(labels, len(given))
+    if not len(given):
+        return given
     iou = _iou(found, kinds, threshold).to(given.device)
     order = given.argsort(descending=True, stable=True)
     kinds = kinds.to(given.device)[order]
@@ -79,9 +78,35 @@ def matrix_nms(
     return torch.empty_like(given).index_copy_(0, order, lowered.to(given.dtype))
 
 
+def _scores(scores: Any) -> Tensor:
+    given = _tensor(scores, "scores")
+    if given.dim() != 1:
+        raise DataError(f"matrix_nms: scores have the shape {tuple(given.shape)}; pass one for each mask, (N,).")
+    given = given if given.is_floating_point() else given.float()
+    if not bool((given.isfinite() & (given >= 0)).all()):
+        raise DataError("matrix_nms: scores hold negative values, infinity or NaN; pass probabilities, not logits.")
+    return given
+
+
+def _labels(labels: Any, count: int) -> Tensor:
+    kinds = torch.zeros(count, dtype=torch.int64) if labels is None else _tensor(labels, "labels")
+    if kinds.shape != (count,):
+        raise DataError(f"matrix_nms: labels of shape {tuple(kinds.shape)} for {count} scores; pass one for each.")
+    if count and (kinds.is_floating_point() or kinds.is_complex()):
+        raise DataError(f"matrix_nms: labels are {str(kinds.dtype).removeprefix('torch.')}; pass integers.")
+    return kinds
+
+
 def _tensor(values: Any, name: str) -> Tensor:
     try:
+        if isinstance(values, np.ndarray):
+            values = np.ascontiguousarray(values)  # torch takes no negative strides
+        elif isinstance(values, list | tuple) and values and isinstance(values[0], Tensor | np.ndarray):
+            values = torch.stack(
+                [_tensor(value, name) if np.ndim(value) else torch.as_tensor(value) for value in values]
+            )
         found = torch.as_tensor(values)
+        found = found if found.layout == torch.strided else found.to_dense()
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"matrix_nms: {name} are no array ({type(values).__name__}); pass a tensor.") from error
     if found.dim() == 0:
@@ -100,12 +125,13 @@ def _iou(masks: Masks | Tensor, labels: Tensor, threshold: float) -> Tensor:
             raise DataError(f"matrix_nms: masks of shape {shape}; pass (N, H, W), or the IoU of all pairs as floats.")
         if not bool(((masks >= 0) & (masks <= 1.001)).all()):
             raise DataError("matrix_nms: the IoU of some pair lies outside [0, 1]; pass IoU, not areas or logits.")
-        return torch.maximum(masks, masks.T).float()
+        return torch.maximum(masks, masks.T).float().clamp(max=1)
     if masks.dim() == 4 and shape[1] == 1:
         masks = masks[:, 0]
     if masks.dim() != 3:
         raise DataError(f"matrix_nms: masks of shape {shape}; pass (N, H, W), or the IoU of all pairs as floats.")
     if masks.is_floating_point():
+        masks = masks.float() if masks.element_size() == 1 else masks  # few operators know 8 bits
         if masks.numel() and not bool(((masks >= 0) & (masks <= 1)).all()):
             raise DataError("matrix_nms: float masks hold values outside [0, 1]; pass probabilities, not logits.")
         masks = masks > threshold

@@ -10,7 +10,7 @@ from instseg.core.folders import free_folder
 from instseg.models.config import renamed
 from instseg.models.zoo import build_config, config_fields, fields_from
 from instseg.training.checkpoint import State, load_state
-from instseg.training.recipe import Recipe, for_model, load_recipe, read_recipe, split_fields
+from instseg.training.recipe import Recipe, for_model, load_recipe, read_recipe, recipe_names, split_fields
 from instseg.weights.checkpoint import Checkpoint
 from instseg.weights.resolve import read_weights
 
@@ -33,6 +33,7 @@ BEFORE: dict[str, Any] = {
     "bias_weight_decay": None, "bias_lr_factor": 1.0, "freeze": [], "average_normalizers": False,
     "lr_drops_updates": [], "warmup": "linear",
 }  # fmt: skip
+FROZEN = ("frozen_stages", "norm_eval", "norm_fixed")
 PRODUCTS = ("last.ckpt", "last.ckpt.prev", "last.safetensors", "best.safetensors", "metrics.csv")
 
 
@@ -56,13 +57,15 @@ def new_plan(config: str | Path | None, given: dict[str, Any]) -> Plan:
     """A fresh run: the recipe with what the caller gave, and the model as the checkpoint, if any, says."""
     recipe, fields = load_recipe(config, given, config_fields)
     if recipe.weights is None:
+        if config is not None and Path(config).is_dir():  # what that run kept of its weights is random in this one
+            fields = {k: v for k, v in fields.items() if k in given or k not in FROZEN}
         return Plan(recipe, fields)
-    checkpoint = read_weights(recipe.weights, given.get("model"))
     # The fields of the default recipe describe a model made from nothing; only what the caller chose counts here.
-    where = str(config) if config is not None else "the call"
-    chosen = {**(for_model(read_recipe(config), given.get("model"), where) if config is not None else {}), **given}
-    recipe = recipe.model_copy(update={"model": given.get("model") or chosen.get("model") or checkpoint.model})
-    _, fields = split_fields({**chosen, "model": recipe.model}, config_fields, where)
+    model = given.get("model") if config is None else recipe.model
+    checkpoint = read_weights(recipe.weights, model)
+    recipe = recipe.model_copy(update={"model": model or checkpoint.model})
+    if config is None:
+        _, fields = split_fields({**given, "model": recipe.model}, config_fields, "the call")
     known = fields_from(recipe.model, checkpoint.model, checkpoint.config)
     return Plan(recipe, {**{k: v for k, v in known.items() if k != "num_classes"}, **fields}, start=checkpoint)
 
@@ -82,11 +85,13 @@ def resumed_plan(folder: Path, config: str | Path | None, given: dict[str, Any])
     saved, name, fields = state["recipe"], state["model_name"], renamed(state["model_config"])
     began = {**BEFORE, **saved}
     # A recipe may have fields that were not there when the run began: it keeps what it did then.
-    asked = {k: v for k, v in read_recipe(config).items() if k in saved or k not in BEFORE} if config else {}
-    asked |= given
+    where = f"resume in {folder}"
+    values = read_recipe(config) if config else {}
+    if "model" in given or str(config) in recipe_names():  # else it is the recipe's model that is asked for
+        values = {**for_model(values, name, str(config)), "model": name}
+    asked = {k: v for k, v in values.items() if k in saved or k not in BEFORE} | given
     if asked.get("model", name) != name:
         raise ConfigError(f"{folder} trains {name}, not {asked['model']}: give that model, or another --out.")
-    where = f"resume in {folder}"
     recipe, changed = split_fields({**began, **asked, "model": name}, [*fields], where)
     earlier, _ = split_fields({**began, "model": name}, [], where)
     now = {**recipe.model_dump(mode="json"), **build_config(name, {**fields, **changed}).model_dump(mode="json")}

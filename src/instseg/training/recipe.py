@@ -97,9 +97,9 @@ class Recipe(Augment):
     @model_validator(mode="before")
     @classmethod
     def _none_is_a_word(cls, values: Any) -> Any:
-        """YAML's null and the word none mean the same in the fields that name a file."""
+        """YAML's null and the word none mean the same where no word is a value of its own."""
         if isinstance(values, Mapping):
-            words = {"weights", "backbone_weights"}
+            words = {"weights", "backbone_weights", "train_short"}
             return {k: None if k in words and v in ("none", "None") else v for k, v in values.items()}
         return values
 
@@ -176,6 +176,8 @@ def for_model(values: Mapping[str, Any], model: str | None, where: str) -> dict[
         return dict(values)
     ours = {key: value for key, value in values.items() if key in Recipe.model_fields}
     kept, left = carried(str(own), model, {key: value for key, value in values.items() if key not in ours})
+    if own != model and ours.get("weights") is not None:
+        left.append(f"weights={ours.pop('weights')}")
     if left:
         warnings.warn(
             f"{where} is a recipe for {own}: its {', '.join(left)} do not count for {model}; give them as key=value "

@@ -32,6 +32,10 @@ _OTHERS = (
     (r"head\.mask_pred_\d+\.", "TensorMask"),
     (r"roi_heads?\.(mask_head|mask_predictor)\.", "Mask R-CNN"),
 )
+_WRAPPERS = ("state_dict", "model")
+_AROUND = ("module.", "model.", "_orig_mod.")
+# Averages of the weights and counts that hooks of training write beside the network, and the normalization of images.
+_BESIDE = r"ema_|(steps?|iter|epoch|num_updates)$|data_preprocessor\."
 MOST_NUMBERS = 1 << 32  # in all tensors of a file; a tensor can declare far more than the file holds
 
 
@@ -175,9 +179,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: it is truncated or another kind of file; download it again."
         ) from None
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+    while isinstance(content, dict) and (inner := [v for k in _WRAPPERS if isinstance(v := content.get(k), dict)]):
+        content = inner[0]
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors by name: give a checkpoint with a state_dict.")
@@ -185,8 +188,19 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is not a checkpoint of a network: its tensors have no names, or are not dense.")
     if sum(v.numel() for v in tensors.values()) > MOST_NUMBERS:
         raise CheckpointError(f"{path} declares tensors of impossible sizes: it is damaged, or not a checkpoint.")
-    # A network that was saved as the module of a parallel wrapper says so in every name.
-    return {k.removeprefix("module."): v for k, v in tensors.items()}
+    return _network_of(tensors)
+
+
+def _network_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the network alone: without what hooks of training keep beside them, and without the names of the
+    modules around it (parallel, compiled, or a trainer's own), which stand in front of all."""
+    found = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    while True:
+        found = {name: tensor for name, tensor in found.items() if not re.match(_BESIDE, name)}
+        around = next((start for start in _AROUND if found and all(name.startswith(start) for name in found)), None)
+        if around is None:
+            return found
+        found = {name.removeprefix(around): tensor for name, tensor in found.items()}
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -86,7 +86,8 @@ class Augment(BaseModel):
     @field_validator("train_short", mode="before")
     @classmethod
     def _sides(cls, given: Any) -> Any:
-        if isinstance(given, str) and not (RANGE.fullmatch(given) and short_sides(given)):
+        slip = isinstance(given, list) and any(isinstance(side, str) and not side.isdecimal() for side in given)
+        if slip or (isinstance(given, str) and not (RANGE.fullmatch(given) and short_sides(given))):
             raise ValueError("a range of sides is written 640..800, the smaller one first; a list of them [640, 800]")
         return [given] if isinstance(given, int | float) and not isinstance(given, bool) else given
 

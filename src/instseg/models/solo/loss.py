@@ -59,7 +59,7 @@ def grid_loss(
     weight = MASK_LOSSES[config.mask_loss][1] if config.mask_weight is None else config.mask_weight  # lambda
     for (name, items), count in zip(masks.items(), shared[1:], strict=True):  # equation (5)
         named[name] = weight * items.sum() / count
-    return LossTerms(named, {"positives": positives})
+    return LossTerms(named, {"positives": shared[0] * step.processes - 1})  # of all that are normalized together
 
 
 def _mask_losses(

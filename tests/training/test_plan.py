@@ -218,3 +218,11 @@ def test_the_recipes_model_says_how_the_weights_are_read(coco_folder: Path, tmp_
     create_model("solo_r50", 2, overrides={**SOLO, "norm_eval": True}).save(tmp_path / "host.safetensors")
     plan = new_plan(tmp_path / "mine.yaml", {"weights": str(tmp_path / "host.safetensors"), "data": str(coco_folder)})
     assert plan.recipe.model == "sodar_r50_cls" and plan.fields["norm_eval"] is True
+
+
+def test_a_recipe_without_a_model_takes_the_one_of_the_weights(coco_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("lr: 3e-4\nmin_score: 0.2\n")
+    create_model("decoupled_solo_r50", 2, overrides=SOLO).save(tmp_path / "a.safetensors")
+    plan = new_plan(tmp_path / "mine.yaml", {"weights": str(tmp_path / "a.safetensors"), "data": str(coco_folder)})
+    assert (plan.recipe.model, plan.recipe.lr) == ("decoupled_solo_r50", 3e-4)
+    assert plan.fields["min_score"] == 0.2 and plan.fields["tower_channels"] == SOLO["tower_channels"]

@@ -19,7 +19,7 @@ class Sample:
             annotated boxes, cut, where no shapes are asked for.
         labels: (N,) int64, contiguous, from 0.
         shapes: the N shapes, each with at least one pixel; None where none are asked for. N may be 0.
-        semantic: (h, w) int64, the class of each pixel, 255 is ignored; None where there is no such map.
+        semantic: (h, w) int64, the class of each pixel, 255 is ignored; None without such a map.
         image_id: as in the annotation file; -1 before the data set has numbered the sample.
         index: position in the data set; -1 likewise.
     """

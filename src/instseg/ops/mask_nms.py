@@ -108,7 +108,9 @@ def _tensor(values: Any, name: str) -> Tensor:
         found = torch.as_tensor(values)
         found = found if found.layout == torch.strided else found.to_dense()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"matrix_nms: {name} are no array ({type(values).__name__}); pass a tensor.") from error
+        raise DataError(
+            f"matrix_nms: {name} cannot be read as an array ({type(values).__name__}); pass a tensor."
+        ) from error
     if found.dim() == 0:
         raise DataError(f"matrix_nms: {name} are a single number; pass one for each mask.")
     return found

@@ -61,11 +61,13 @@ def new_plan(config: str | Path | None, given: dict[str, Any]) -> Plan:
             fields = {k: v for k, v in fields.items() if k in given or k not in FROZEN}
         return Plan(recipe, fields)
     # The fields of the default recipe describe a model made from nothing; only what the caller chose counts here.
-    model = given.get("model") if config is None else recipe.model
+    values = {} if config is None else read_recipe(config)
+    model = given.get("model") or values.get("model")
     checkpoint = read_weights(recipe.weights, model)
     recipe = recipe.model_copy(update={"model": model or checkpoint.model})
-    if config is None:
-        _, fields = split_fields({**given, "model": recipe.model}, config_fields, "the call")
+    if "model" not in values:  # the fields are those of the checkpoint's model
+        where = "the call" if config is None else str(config)
+        _, fields = split_fields({**values, **given, "model": recipe.model}, config_fields, where)
     known = fields_from(recipe.model, checkpoint.model, checkpoint.config)
     return Plan(recipe, {**{k: v for k, v in known.items() if k != "num_classes"}, **fields}, start=checkpoint)
 
